@@ -1,0 +1,65 @@
+// Host side of a launch: the only place that knows the CUDA runtime. Launchers fill one argument struct and call
+// SYSGEN_LAUNCH; the emulator gives the same macro another body.
+#pragma once
+#include <cstddef>
+
+#include "common/check.h"
+#include "device/device.cuh"
+
+#if defined(SYSGEN_EMULATOR)
+#include "emulator/launch.h"
+#else
+#include <cuda_runtime.h>
+
+namespace sysgen {
+
+struct LaunchConfig {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+};
+
+inline void throw_on_cuda_error(cudaError_t e, const char* what) {
+  if (e == cudaSuccess) return;
+  int driver = 0;
+  if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+    throw std::runtime_error(cat(what, ": no NVIDIA driver on this machine; move the tensors to the CPU"));
+  if (e == cudaErrorNoKernelImageForDevice)
+    throw std::runtime_error(cat(what, ": sysgen was built for other GPU architectures than this device's; "
+                                 "rebuild with SYSGEN_CUDA_ARCHS (python -m sysgen.info shows both)"));
+  throw std::runtime_error(cat(what, ": ", cudaGetErrorName(e), ": ", cudaGetErrorString(e)));
+}
+
+// Makes `index` the current device for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index) {
+    throw_on_cuda_error(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ != index) throw_on_cuda_error(cudaSetDevice(index), "cudaSetDevice");
+    changed_ = previous_ != index;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+template <class Args>
+void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, void* stream, const Args& args) {
+  if (config.shared_bytes > 48 * 1024)
+    throw_on_cuda_error(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(config.shared_bytes)),
+                        name);
+  kernel<<<config.grid, config.block, config.shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
+  throw_on_cuda_error(cudaGetLastError(), name);
+}
+
+}  // namespace sysgen
+#endif
+
+#define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS) ::sysgen::launch(#KERNEL, &KERNEL, CONFIG, STREAM, ARGS)
