@@ -6,9 +6,15 @@
 
 namespace sysgen {
 
-struct TypeError : std::runtime_error { using std::runtime_error::runtime_error; };            // wrong dtype
-struct ValueError : std::runtime_error { using std::runtime_error::runtime_error; };           // wrong shape or value
-struct NotImplementedError : std::runtime_error { using std::runtime_error::runtime_error; };  // missing combination
+struct TypeError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};  // wrong dtype
+struct ValueError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};  // wrong shape or value
+struct NotImplementedError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};  // missing combination
 
 template <class... A>
 std::string cat(const A&... a) {

@@ -1,6 +1,6 @@
-// Everything that a kernel may use of the machine. A kernel file includes this and nothing else; nvcc and NVRTC see
-// PTX below, g++ (SYSGEN_EMULATOR) sees csrc/emulator, where every CUDA thread is a fibre. A new instruction is one
-// wrapper with two bodies and a row in the conformance test.
+// Everything that a kernel may use of the machine. A kernel file includes this and nothing else; nvcc and
+// NVRTC see PTX below, g++ (SYSGEN_EMULATOR) sees csrc/emulator, where every CUDA thread is a fibre. A new
+// instruction is one wrapper with two bodies and a row in the conformance test.
 #pragma once
 
 namespace sysgen {
@@ -41,7 +41,8 @@ __device__ __forceinline__ u32 linear_tid() {
 __device__ __forceinline__ u32 lane_id() { return linear_tid() & 31u; }
 __device__ __forceinline__ u32 warp_id() { return linear_tid() >> 5; }
 
-// ---- synchronisation ------------------------------------------------------------------------------------------
+// ---- synchronisation
+// ------------------------------------------------------------------------------------------
 __device__ __forceinline__ void named_barrier(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -59,11 +60,13 @@ __device__ __forceinline__ u32 atomic_add_acq_rel(u32* p, u32 v) {
   return r;
 }
 
-// ---- asynchronous copies, global to shared --------------------------------------------------------------------
+// ---- asynchronous copies, global to shared
+// --------------------------------------------------------------------
 __device__ __forceinline__ u32 shared_address(const void* p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
 }
-// Copies BYTES (4, 8 or 16; both sides aligned to it), or fills with zeros if not `valid` (src is then not read).
+// Copies BYTES (4, 8 or 16; both sides aligned to it), or fills with zeros if not `valid` (src is then not
+// read).
 template <int BYTES>
 __device__ __forceinline__ void cp_async(void* dst, const void* src, bool valid = true) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -72,8 +75,8 @@ __device__ __forceinline__ void cp_async(void* dst, const void* src, bool valid 
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(n)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(dst)), "l"(src), "n"(BYTES),
-                 "r"(n)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(dst)), "l"(src),
+                 "n"(BYTES), "r"(n)
                  : "memory");
   }
 }
@@ -83,7 +86,8 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// ---- 8x8 b16 matrices from shared memory: lanes 8i..8i+7 give the row addresses (16-byte aligned) of matrix i ----
+// ---- 8x8 b16 matrices from shared memory: lanes 8i..8i+7 give the row addresses (16-byte aligned) of matrix
+// i ----
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -97,27 +101,34 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], const void* row) 
                : "memory");
 }
 
-// ---- tensor cores: d = a * b + c, fragments as in the PTX manual ------------------------------------------------
+// ---- tensor cores: d = a * b + c, fragments as in the PTX manual
+// ------------------------------------------------
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
                                              const float (&c)[4], bf16) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
 }
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
                                              const float (&c)[4], f16) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
 }
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
                                                  const float (&c)[4]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
 }
 __device__ __forceinline__ u32 to_tf32(float f) {
   u32 r;
@@ -125,17 +136,24 @@ __device__ __forceinline__ u32 to_tf32(float f) {
   return r;
 }
 
-// ---- scalar conversions, round to nearest even ------------------------------------------------------------------
+// ---- scalar conversions, round to nearest even
+// ------------------------------------------------------------------
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
 __device__ __forceinline__ float to_float(f16 v) { return __half2float(v); }
 template <class T>
 __device__ __forceinline__ T from_float(float v);
 template <>
-__device__ __forceinline__ float from_float<float>(float v) { return v; }
+__device__ __forceinline__ float from_float<float>(float v) {
+  return v;
+}
 template <>
-__device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
+__device__ __forceinline__ bf16 from_float<bf16>(float v) {
+  return __float2bfloat16_rn(v);
+}
 template <>
-__device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half_rn(v); }
+__device__ __forceinline__ f16 from_float<f16>(float v) {
+  return __float2half_rn(v);
+}
 }  // namespace sysgen
 #endif

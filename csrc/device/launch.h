@@ -1,5 +1,5 @@
-// Host side of a launch: the only place that knows the CUDA runtime. Launchers fill one argument struct and call
-// SYSGEN_LAUNCH; the emulator gives the same macro another body.
+// Host side of a launch: the only place that knows the CUDA runtime. Launchers fill one argument struct and
+// call SYSGEN_LAUNCH; the emulator gives the same macro another body.
 #pragma once
 #include <cstddef>
 
@@ -24,7 +24,8 @@ inline void throw_on_cuda_error(cudaError_t e, const char* what) {
   if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
     throw std::runtime_error(cat(what, ": no NVIDIA driver on this machine; move the tensors to the CPU"));
   if (e == cudaErrorNoKernelImageForDevice)
-    throw std::runtime_error(cat(what, ": sysgen was built for other GPU architectures than this device's; "
+    throw std::runtime_error(cat(what,
+                                 ": sysgen was built for other GPU architectures than this device's; "
                                  "rebuild with SYSGEN_CUDA_ARCHS (python -m sysgen.info shows both)"));
   throw std::runtime_error(cat(what, ": ", cudaGetErrorName(e), ": ", cudaGetErrorString(e)));
 }
@@ -49,13 +50,14 @@ class DeviceGuard {
 };
 
 template <class Args>
-void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, void* stream, const Args& args) {
+void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, void* stream,
+            const Args& args) {
   if (config.shared_bytes > 48 * 1024)
     throw_on_cuda_error(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(config.shared_bytes)),
                         name);
-  kernel<<<config.grid, config.block, config.shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
+  kernel<<<config.grid, config.block, config.shared_bytes, static_cast<cudaStream_t>(stream)> > >(args);
   throw_on_cuda_error(cudaGetLastError(), name);
 }
 

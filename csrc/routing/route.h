@@ -11,14 +11,14 @@
 namespace sysgen {
 
 struct RouteArgs {
-  const void* experts;      // [R], int32 or int64, contiguous
+  const void* experts;  // [R], int32 or int64, contiguous
   DType experts_dtype;
-  int64_t num_routes;       // R <= 2^31 - 1
-  int64_t num_experts;      // E
-  int32_t* order;           // [R] out: routes by expert, stable; the dropped ones, in order, at the tail
-  int32_t* inverse;         // [R] out: place of a route in `order`, -1 if it is dropped
-  int32_t* offsets;         // [E + 1] out: expert e owns order[offsets[e] : offsets[e + 1]]
-  void* scratch;            // CUDA only: route_cuda_scratch_bytes(R, E) bytes, need not survive the call
+  int64_t num_routes;   // R <= 2^31 - 1
+  int64_t num_experts;  // E
+  int32_t* order;       // [R] out: routes by expert, stable; the dropped ones, in order, at the tail
+  int32_t* inverse;     // [R] out: place of a route in `order`, -1 if it is dropped
+  int32_t* offsets;     // [E + 1] out: expert e owns order[offsets[e] : offsets[e + 1]]
+  void* scratch;        // CUDA only: route_cuda_scratch_bytes(R, E) bytes, need not survive the call
 };
 
 // An id outside [-1, E) throws ValueError; nothing of the outputs may be used then.

@@ -1,0 +1,25 @@
+// The extension module: one line per operation family.
+#include <pybind11/pybind11.h>
+
+#include "common/build_info_bind.h"
+#include "common/check.h"
+#include "cvmm/cvmm_bind.h"
+#include "routing/route_bind.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled kernels of sysgen. They neither allocate nor synchronise; call sysgen.ops instead.";
+  pybind11::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const sysgen::TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what());
+    } catch (const sysgen::ValueError& e) {
+      PyErr_SetString(PyExc_ValueError, e.what());
+    } catch (const sysgen::NotImplementedError& e) {
+      PyErr_SetString(PyExc_NotImplementedError, e.what());
+    }
+  });
+  sysgen::register_build_info(m);
+  sysgen::register_routing(m);
+  sysgen::register_cvmm(m);
+}

@@ -1,0 +1,9 @@
+"""Kernels and layers for research on systematic generalisation and memory-augmented networks."""
+
+import torch  # noqa: F401  must precede the core, so that one OpenMP runtime serves both
+
+from ._load import core as _core
+from . import nn, ops, reference  # noqa: E402,I001  the operations need the core
+
+__version__ = _core.version
+__all__ = ["nn", "ops", "reference"]

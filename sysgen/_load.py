@@ -1,0 +1,30 @@
+"""Imports the compiled core, or says what to do when it is not there."""
+
+from importlib import import_module
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _load():
+    try:
+        return import_module("sysgen._core")
+    except ModuleNotFoundError as error:
+        if error.name != "sysgen._core":
+            raise
+        if (_HERE.parent / "CMakeLists.txt").exists():
+            hint = (
+                f"Python imported the source folder {_HERE}, which holds no compiled core for this Python. "
+                "Run 'pip install -e .' there for an editable install, or leave that folder to use an "
+                "installed sysgen."
+            )
+        else:
+            hint = f"The installation in {_HERE} is incomplete for this Python. Reinstall it with 'pip install .'."
+        raise ImportError(f"sysgen._core is missing: {hint}") from None
+    except ImportError as error:
+        raise ImportError(
+            f"sysgen._core cannot be loaded: {error}. Rebuild it with 'pip install .'."
+        ) from error
+
+
+core = _load()

@@ -1,0 +1,28 @@
+"""Activations that ``moe_ffn`` knows by name, with the derivative in the form that needs the least saved."""
+
+from typing import Callable, NamedTuple
+
+import torch
+
+_aten = torch.ops.aten
+
+
+class Activation(NamedTuple):
+    """``backward(grad, saved)``, where saved is the output if ``from_output``, else the input. Twice differentiable.
+
+    ``fused`` is the kernel's code for an activation in the epilogue of the up projection, or 0.
+    """
+
+    forward: Callable
+    backward: Callable
+    from_output: bool
+    fused: int = 0
+
+
+ACTIVATIONS = {
+    "relu": Activation(torch.relu, lambda g, h: _aten.threshold_backward(g, h, 0), True, fused=1),
+    "gelu": Activation(torch.nn.functional.gelu, lambda g, z: _aten.gelu_backward(g, z), False),
+    "silu": Activation(torch.nn.functional.silu, lambda g, z: _aten.silu_backward(g, z), False),
+    "tanh": Activation(torch.tanh, lambda g, h: _aten.tanh_backward(g, h), True),
+    "identity": Activation(lambda z: z, lambda g, h: g, True),
+}
