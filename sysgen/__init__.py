@@ -2,8 +2,8 @@
 
 import torch  # noqa: F401  must precede the core, so that one OpenMP runtime serves both
 
+from . import nn, ops, reference
 from ._load import core as _core
-from . import nn, ops, reference  # noqa: E402,I001  the operations need the core
 
 __version__ = _core.version
 __all__ = ["nn", "ops", "reference"]

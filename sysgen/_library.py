@@ -15,7 +15,7 @@ def define_op(schema, kernel, fake):
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIB.impl(name, kernel, "CPU")
     _LIB.impl(name, kernel, "CUDA")
-    op = getattr(getattr(torch.ops.sysgen, name), "default")
+    op = getattr(torch.ops.sysgen, name).default
 
     def refuse_gradient(*args):
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):

@@ -1,4 +1,4 @@
-"""Argument handling that ``cvmm`` and ``moe_ffn`` share: routes, autocast, dtypes, shapes, with errors that name them."""
+"""Argument handling that ``cvmm`` and ``moe_ffn`` share: routes, autocast, dtypes and shapes."""
 
 import torch
 

@@ -63,7 +63,7 @@ def route(experts, num_experts):
         raise TypeError(f"route: experts must be int64 or int32, got {_name(experts.dtype)}")
     if experts.dim() == 0:
         raise ValueError("route: experts must have at least one dimension [..., k], got a scalar")
-    if isinstance(num_experts, torch.Tensor) or isinstance(num_experts, (bool, float)):
+    if isinstance(num_experts, (torch.Tensor, bool, float)):
         raise TypeError(f"route: num_experts must be an int, got {type(num_experts).__name__}")
     if not 0 <= num_experts < 2**31 - 1:
         raise ValueError(f"route: num_experts must be in [0, 2^31 - 1), got {num_experts}")

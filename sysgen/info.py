@@ -1,0 +1,119 @@
+"""``python -m sysgen.info``: the build, the machine, and which backend serves each operation, with reasons."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+
+import torch
+
+from . import __version__
+from ._load import core
+
+# Public operation -> registered operations that it runs on.
+OPERATIONS = {
+    "route": ("route_fwd",),
+    "cvmm": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_dot", "cvmm_bwd_w"),
+    "moe_ffn": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_bwd_w"),
+}
+
+
+def _gpus():
+    if not torch.cuda.is_available():
+        return []
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        gpus.append({"name": p.name, "capability": f"{p.major}.{p.minor}", "memory_gib": p.total_memory / 2**30})
+    return gpus
+
+
+def _nvcc():
+    path = shutil.which("nvcc")
+    if path is None:
+        return None
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return next((line.split("release")[1].strip() for line in text.splitlines() if "release" in line), path)
+
+
+def _cuda_serves(capability):
+    """Whether the built architectures run on a device: its own code, or PTX of an older one."""
+    major, minor = map(int, capability.split("."))
+    device = 10 * major + minor
+    for arch in core.cuda_archs.split(","):
+        number = int("".join(c for c in arch.split("-")[0] if c.isdigit()))
+        specific = arch.split("-")[0][-1] in "af"
+        if number == device or (not specific and (number <= device if "real" not in arch else number // 10 == major)):
+            return True
+    return False
+
+
+def _backends(gpus):
+    cpu = f"yes ({core.cpu_isa()})"
+    if core.cuda_archs is None:
+        cuda = "no: built without nvcc (install the CUDA toolkit, then SYSGEN_CUDA=on pip install .)"
+    elif not torch.backends.cuda.is_built():
+        cuda = "no: compiled in, but this torch is a CPU build"
+    elif not gpus:
+        cuda = "no: compiled in, but torch sees no GPU"
+    elif not _cuda_serves(gpus[0]["capability"]):
+        cuda = (
+            f"no: built for {core.cuda_archs}, the GPU is {gpus[0]['capability']} "
+            f"(SYSGEN_CUDA_ARCHS={gpus[0]['capability'].replace('.', '')} pip install .)"
+        )
+    else:
+        cuda = "yes"
+    return {op: {"cpu": cpu, "cuda": cuda, "reference": "yes"} for op in OPERATIONS}
+
+
+def collect():
+    """Everything that the command prints, as a dictionary."""
+    gpus = _gpus()
+    return {
+        "sysgen": __version__,
+        "core": core.__file__,
+        "cuda build": f"{core.cuda_version}, architectures {core.cuda_archs}" if core.cuda_archs else None,
+        "cpu instruction sets": core.cpu_isas(),
+        "cpu instruction set in use": core.cpu_isa(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "dlpack c exchange api": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
+        "gpus": gpus,
+        "nvcc": _nvcc(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("SYSGEN_")},
+        "operations": _backends(gpus),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m sysgen.info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    info = collect()
+    if parser.parse_args().json:
+        print(json.dumps(info, indent=2))
+        return
+    operations = info.pop("operations")
+    none = {"cuda build": "none: CPU kernels only", "gpus": "none", "nvcc": "not on PATH", "environment": "no SYSGEN_*"}
+    for key, value in info.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = "; ".join(f"{g['name']} (sm_{g['capability']}, {g['memory_gib']:.0f} GiB)" for g in value)
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{k}={v}" for k, v in value.items())
+        elif isinstance(value, bool):
+            value = "yes" if value else "no (capsules are used)"
+        print(f"{key:28}{value or none[key]}")
+    print()
+    for op, backends in operations.items():
+        for backend, answer in backends.items():
+            print(f"{op:12}{backend:12}{answer}")
+            op = ""
+
+
+if __name__ == "__main__":
+    main()
