@@ -96,21 +96,16 @@ class CMakeBuild(build_ext):
         except FileNotFoundError:
             raise SystemExit(f"{command[0]} was not found; install it (pip install cmake ninja)") from None
         except subprocess.CalledProcessError as error:
-            raise SystemExit(
-                f"building sysgen._core failed (exit {error.returncode}); see the output above"
-            ) from None
+            raise SystemExit(f"building sysgen._core failed (exit {error.returncode}); see the output above") from None
 
     @staticmethod
     def _drop_stale_cache(build):
-        """An isolated build leaves paths of its temporary environment in the cache; the next build cannot use them."""
+        """An isolated build may leave the path of a ninja that is gone; CMake cannot recover from that."""
         cache = build / "CMakeCache.txt"
-        if not cache.exists():
-            return
-        for key in ("CMAKE_MAKE_PROGRAM", "pybind11_DIR", "Python_EXECUTABLE"):
-            found = re.search(rf"^{key}:\w+=(.+)$", cache.read_text(), re.M)
-            if found and not Path(found.group(1)).exists():
+        if cache.exists():
+            ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.+)$", cache.read_text(), re.M)
+            if ninja and not Path(ninja.group(1)).exists():
                 shutil.rmtree(build)
-                return
 
 
 setup(

@@ -22,9 +22,7 @@ def _load():
             hint = f"The installation in {_HERE} is incomplete for this Python. Reinstall it with 'pip install .'."
         raise ImportError(f"sysgen._core is missing: {hint}") from None
     except ImportError as error:
-        raise ImportError(
-            f"sysgen._core cannot be loaded: {error}. Rebuild it with 'pip install .'."
-        ) from error
+        raise ImportError(f"sysgen._core cannot be loaded: {error}. Rebuild it with 'pip install .'.") from error
 
 
 core = _load()

@@ -39,27 +39,21 @@ def product(x, w, gate, bias, plan, routed, reduce):
     """gate[r] · (x[src(r)]·W[e(r)] + b[e(r)]), summed over a token's routes if ``reduce``."""
     if needs_gradient(x, w, gate, bias):
         return _Product.apply(x, w, gate, bias, *plan, routed, reduce)
-    return _ops.cvmm_fwd.default(
-        x, w, *plan.tensors, gate, bias, *plan.numbers, routed, reduce, 0, plan.precision
-    )
+    return _ops.cvmm_fwd.default(x, w, *plan.tensors, gate, bias, *plan.numbers, routed, reduce, 0, plan.precision)
 
 
 def outer(x, y, gate, plan, x_routed, y_routed, dtype):
     """Σ over the routes r of expert e of gate[r] · x[src(r)]ᵀ y[dst(r)], [E, d, h]."""
     if needs_gradient(x, y, gate):
         return _Outer.apply(x, y, gate, *plan, x_routed, y_routed, dtype)
-    return _ops.cvmm_bwd_w.default(
-        x, y, *plan.tensors, gate, *plan.numbers, x_routed, y_routed, dtype, plan.precision
-    )
+    return _ops.cvmm_bwd_w.default(x, y, *plan.tensors, gate, *plan.numbers, x_routed, y_routed, dtype, plan.precision)
 
 
 def dot(x, w, bias, y, plan, x_routed, y_routed):
     """(x[src(r)]·W[e(r)] + b[e(r)])·y[dst(r)] for every route, [R]."""
     if needs_gradient(x, w, bias, y):
         return _Dot.apply(x, w, bias, y, *plan, x_routed, y_routed)
-    return _ops.cvmm_dot.default(
-        x, w, bias, y, *plan.tensors, *plan.numbers, x_routed, y_routed, plan.precision
-    )
+    return _ops.cvmm_dot.default(x, w, bias, y, *plan.tensors, *plan.numbers, x_routed, y_routed, plan.precision)
 
 
 def bias_gradient(dy, gate, plan, dy_routed, dtype):
@@ -101,9 +95,7 @@ class _Product(torch.autograd.Function):
 
 class _Outer(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, y, gate, order, inverse, offsets, num_tokens, k, precision, x_routed, y_routed, dtype
-    ):
+    def forward(ctx, x, y, gate, order, inverse, offsets, num_tokens, k, precision, x_routed, y_routed, dtype):
         ctx.save_for_backward(x, y, gate, order, inverse, offsets)
         ctx.numbers, ctx.x_routed, ctx.y_routed = (num_tokens, k, precision), x_routed, y_routed
         return _ops.cvmm_bwd_w.default(

@@ -22,9 +22,7 @@ def check_tensor(op, argument, value):
 def as_route(op, experts, num_experts):
     if not isinstance(experts, Route):
         if not isinstance(experts, torch.Tensor):
-            raise TypeError(
-                f"{op}: experts must be a tensor of expert ids or a Route, got {type(experts).__name__}"
-            )
+            raise TypeError(f"{op}: experts must be a tensor of expert ids or a Route, got {type(experts).__name__}")
         return route(experts, num_experts)
     if experts.num_experts != num_experts:
         raise ValueError(f"{op}: the Route is for {experts.num_experts} experts, weight has {num_experts}")

@@ -31,9 +31,7 @@ def _dense(t):
     return None if t is None else t.contiguous()
 
 
-def _run_fwd(
-    x, w, route, gate, bias, out, other, dot, num_tokens, k, routed, reduce, other_routed, act, precision
-):
+def _run_fwd(x, w, route, gate, bias, out, other, dot, num_tokens, k, routed, reduce, other_routed, act, precision):
     x, w, gate, bias = _rows(x), _weight(w), _dense(gate), _dense(bias)
     order, inverse, offsets = route
     tensors = (x, w, order, inverse, offsets, gate, bias, out, None if other is None else _rows(other), dot)
@@ -44,20 +42,14 @@ def _run_fwd(
     core.cvmm_fwd(*tensors, scratch, *numbers, torch.get_num_threads(), raw_stream(x))
 
 
-def _cvmm_fwd(
-    x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision
-):
+def _cvmm_fwd(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision):
     out = empty((num_tokens if reduce else num_tokens * k, w.shape[2]), x.dtype, x.device)
     route = (order, inverse, offsets)
-    _run_fwd(
-        x, w, route, gate, bias, out, None, None, num_tokens, k, routed, reduce, False, activation, precision
-    )
+    _run_fwd(x, w, route, gate, bias, out, None, None, num_tokens, k, routed, reduce, False, activation, precision)
     return out
 
 
-def _cvmm_fwd_fake(
-    x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision
-):
+def _cvmm_fwd_fake(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision):
     return x.new_empty((num_tokens if reduce else num_tokens * k, w.shape[2]))
 
 
@@ -125,9 +117,7 @@ def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, d
     return dw
 
 
-def _cvmm_bwd_w_fake(
-    x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, dy_routed, dtype, precision
-):
+def _cvmm_bwd_w_fake(x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, dy_routed, dtype, precision):
     return x.new_empty((offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype=dtype)
 
 

@@ -9,9 +9,7 @@ from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, pro
 _ops = torch.ops.sysgen
 
 
-def moe_ffn(
-    x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", recompute=False, precision="ieee"
-):
+def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", recompute=False, precision="ieee"):
     """``y[t] = Σ_j gate[t, j] · act(x[t] · w_up[e] + b_up[e]) · w_down[e]`` with e = ``experts[t, j]``.
 
     The same as two calls of :func:`~sysgen.ops.cvmm` with the activation between them, but only x and the hidden
@@ -77,9 +75,7 @@ def _hidden(x, w_up, b_up, plan, act):
 
 def _forward(x, w_up, w_down, gate, b_up, plan, act):
     saved, h = _hidden(x, w_up, b_up, plan, act)
-    y = _ops.cvmm_fwd.default(
-        h, w_down, *plan.tensors, gate, None, *plan.numbers, True, True, 0, plan.precision
-    )
+    y = _ops.cvmm_fwd.default(h, w_down, *plan.tensors, gate, None, *plan.numbers, True, True, 0, plan.precision)
     return y, saved
 
 

@@ -116,6 +116,4 @@ def _route_fwd_fake(experts, num_experts):
     )
 
 
-define_op(
-    "route_fwd(Tensor experts, SymInt num_experts) -> (Tensor, Tensor, Tensor)", _route_fwd, _route_fwd_fake
-)
+define_op("route_fwd(Tensor experts, SymInt num_experts) -> (Tensor, Tensor, Tensor)", _route_fwd, _route_fwd_fake)
