@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <type_traits>
+
 #include "common/arguments.h"
 #include "common/tensor_caster.h"
 #include "cvmm/cvmm.h"
@@ -133,8 +135,9 @@ inline CvmmBwdWArgs cvmm_bwd_w_args(const TensorView& x, const TensorView& dy, c
 // Calls cpu(num_threads), or cuda(scratch, device, stream) after a check of the scratch size.
 template <class Args>
 void run_cvmm(const char* op, Args& args, const TensorView& x, const MaybeTensor& scratch, int num_threads,
-              uintptr_t stream, void (*cpu)(const Args&, int), int64_t (*scratch_bytes)(const Args&),
-              void (*cuda)(const Args&, int, void*)) {
+              uintptr_t stream, void (*cpu)(const Args&, int),
+              std::type_identity_t<int64_t (*)(const Args&)> scratch_bytes,
+              std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {
   if (x.device == Device::cpu) {
     pybind11::gil_scoped_release release;
     return cpu(args, num_threads);
