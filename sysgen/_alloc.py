@@ -12,9 +12,10 @@ def set_poison(enabled):
     return previous
 
 
-def empty(shape, dtype, device):
-    """An uninitialised contiguous tensor; its kernel must write every element."""
-    out = torch.empty(shape, dtype=dtype, device=device)
+def empty(like, shape, dtype=None):
+    """An uninitialised contiguous tensor on the device of ``like``; its kernel must write every element."""
+    out = like.new_empty(shape, dtype=dtype) if dtype is not None else like.new_empty(shape)
     if _poison:
-        out.fill_(float("nan") if dtype.is_floating_point else -0x5A5A5A5A if dtype == torch.int32 else 0x5A)
+        fill = float("nan") if out.is_floating_point() else -0x5A5A5A5A if out.dtype == torch.int32 else 0x5A
+        out.fill_(fill)
     return out

@@ -10,23 +10,25 @@ def define_op(schema, kernel, fake):
 
     The op itself has no derivative: the public functions wrap it in an ``autograd.Function``. Called directly with a
     tensor that requires a gradient it therefore refuses, instead of silently returning a result without history.
+    Returns the op.
     """
     name = schema.split("(", 1)[0]
-    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIB.impl(name, kernel, "CPU")
-    _LIB.impl(name, kernel, "CUDA")
-    op = getattr(torch.ops.sysgen, name).default
 
     def refuse_gradient(*args):
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            raise RuntimeError(
-                f"torch.ops.sysgen.{name} has no derivative of its own; call the public function in sysgen.ops, "
-                "or detach its arguments"
-            )
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        if torch.is_grad_enabled():
+            for i in tensors:
+                if args[i] is not None and args[i].requires_grad:
+                    raise RuntimeError(
+                        f"torch.ops.sysgen.{name} has no derivative of its own; call the public function in "
+                        "sysgen.ops, or detach its arguments"
+                    )
+        return kernel(*args)
 
-    _LIB.impl(name, refuse_gradient, "Autograd")
+    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    op = getattr(torch.ops.sysgen, name).default
+    tensors = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
+    _LIB.impl(name, refuse_gradient, "CPU")
+    _LIB.impl(name, refuse_gradient, "CUDA")
     torch.library.register_fake(f"sysgen::{name}", fake, lib=_LIB)
     return op
 
@@ -38,5 +40,5 @@ def raw_stream(tensor):
 
 def autocast_dtype(tensor):
     """The dtype that autocast asks for on the tensor's device, or None."""
-    device = tensor.device.type
+    device = "cuda" if tensor.is_cuda else "cpu"
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

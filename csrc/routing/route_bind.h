@@ -21,7 +21,7 @@ inline void route_fwd(const TensorView& experts, int64_t num_experts, const Tens
   check(num_routes <= INT32_MAX, op, ": at most 2^31 - 1 routes, got ", num_routes);
   const auto check_out = [&](const char* name, const TensorView& t, int64_t n) {
     check_dtype(op, name, t, {DType::i32});
-    check_shape(op, name, t, {n});
+    if (t.numel() != n) throw ValueError(cat(op, ": ", name, " must have ", n, " elements, got ", t.numel()));
     check_contiguous(op, name, t);
     check_device(op, name, t, experts);
   };

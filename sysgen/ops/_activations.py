@@ -19,10 +19,17 @@ class Activation(NamedTuple):
     fused: int = 0
 
 
+def _silu_backward(g, z):
+    if not torch.is_grad_enabled():
+        return _aten.silu_backward(g, z)
+    s = torch.sigmoid(z)  # the fused form has no derivative of its own
+    return g * s * (1 + z * (1 - s))
+
+
 ACTIVATIONS = {
     "relu": Activation(torch.relu, lambda g, h: _aten.threshold_backward(g, h, 0), True, fused=1),
     "gelu": Activation(torch.nn.functional.gelu, lambda g, z: _aten.gelu_backward(g, z), False),
-    "silu": Activation(torch.nn.functional.silu, lambda g, z: _aten.silu_backward(g, z), False),
+    "silu": Activation(torch.nn.functional.silu, _silu_backward, False),
     "tanh": Activation(torch.tanh, lambda g, h: _aten.tanh_backward(g, h), True),
     "identity": Activation(lambda z: z, lambda g, h: g, True),
 }

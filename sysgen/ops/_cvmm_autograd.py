@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-_ops = torch.ops.sysgen
+from . import _cvmm_ops as ops
 
 
 class Plan(NamedTuple):
@@ -39,21 +39,21 @@ def product(x, w, gate, bias, plan, routed, reduce):
     """gate[r] · (x[src(r)]·W[e(r)] + b[e(r)]), summed over a token's routes if ``reduce``."""
     if needs_gradient(x, w, gate, bias):
         return _Product.apply(x, w, gate, bias, *plan, routed, reduce)
-    return _ops.cvmm_fwd.default(x, w, *plan.tensors, gate, bias, *plan.numbers, routed, reduce, 0, plan.precision)
+    return ops.cvmm_fwd(x, w, *plan.tensors, gate, bias, *plan.numbers, routed, reduce, 0, plan.precision)
 
 
 def outer(x, y, gate, plan, x_routed, y_routed, dtype):
     """Σ over the routes r of expert e of gate[r] · x[src(r)]ᵀ y[dst(r)], [E, d, h]."""
     if needs_gradient(x, y, gate):
         return _Outer.apply(x, y, gate, *plan, x_routed, y_routed, dtype)
-    return _ops.cvmm_bwd_w.default(x, y, *plan.tensors, gate, *plan.numbers, x_routed, y_routed, dtype, plan.precision)
+    return ops.cvmm_bwd_w(x, y, *plan.tensors, gate, *plan.numbers, x_routed, y_routed, dtype, plan.precision)
 
 
 def dot(x, w, bias, y, plan, x_routed, y_routed):
     """(x[src(r)]·W[e(r)] + b[e(r)])·y[dst(r)] for every route, [R]."""
     if needs_gradient(x, w, bias, y):
         return _Dot.apply(x, w, bias, y, *plan, x_routed, y_routed)
-    return _ops.cvmm_dot.default(x, w, bias, y, *plan.tensors, *plan.numbers, x_routed, y_routed, plan.precision)
+    return ops.cvmm_dot(x, w, bias, y, *plan.tensors, *plan.numbers, x_routed, y_routed, plan.precision)
 
 
 def bias_gradient(dy, gate, plan, dy_routed, dtype):
@@ -67,9 +67,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x, w, gate, bias, order, inverse, offsets, num_tokens, k, precision, routed, reduce):
         ctx.save_for_backward(x, w, gate, bias, order, inverse, offsets)
         ctx.numbers, ctx.routed, ctx.reduce = (num_tokens, k, precision), routed, reduce
-        return _ops.cvmm_fwd.default(
-            x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, 0, precision
-        )
+        return ops.cvmm_fwd(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, 0, precision)
 
     @staticmethod
     def backward(ctx, dy):
@@ -78,9 +76,7 @@ class _Product(torch.autograd.Function):
         need_x, need_w, need_gate, need_bias = ctx.needs_input_grad[:4]
         dx = dw = dgate = dbias = None
         if need_x and need_gate and bias is None and not torch.is_grad_enabled():
-            dx, dgate = _ops.cvmm_bwd_x.default(
-                dy, w, *plan.tensors, gate, x, *plan.numbers, y_routed, routed, plan.precision
-            )
+            dx, dgate = ops.cvmm_bwd_x(dy, w, *plan.tensors, gate, x, *plan.numbers, y_routed, routed, plan.precision)
         else:
             if need_x:
                 dx = product(dy, w.transpose(1, 2), gate, None, plan, y_routed, not routed)
@@ -98,9 +94,7 @@ class _Outer(torch.autograd.Function):
     def forward(ctx, x, y, gate, order, inverse, offsets, num_tokens, k, precision, x_routed, y_routed, dtype):
         ctx.save_for_backward(x, y, gate, order, inverse, offsets)
         ctx.numbers, ctx.x_routed, ctx.y_routed = (num_tokens, k, precision), x_routed, y_routed
-        return _ops.cvmm_bwd_w.default(
-            x, y, order, inverse, offsets, gate, num_tokens, k, x_routed, y_routed, dtype, precision
-        )
+        return ops.cvmm_bwd_w(x, y, order, inverse, offsets, gate, num_tokens, k, x_routed, y_routed, dtype, precision)
 
     @staticmethod
     def backward(ctx, g):
@@ -118,9 +112,7 @@ class _Dot(torch.autograd.Function):
     def forward(ctx, x, w, bias, y, order, inverse, offsets, num_tokens, k, precision, x_routed, y_routed):
         ctx.save_for_backward(x, w, bias, y, order, inverse, offsets)
         ctx.numbers, ctx.x_routed, ctx.y_routed = (num_tokens, k, precision), x_routed, y_routed
-        return _ops.cvmm_dot.default(
-            x, w, bias, y, order, inverse, offsets, num_tokens, k, x_routed, y_routed, precision
-        )
+        return ops.cvmm_dot(x, w, bias, y, order, inverse, offsets, num_tokens, k, x_routed, y_routed, precision)
 
     @staticmethod
     def backward(ctx, g):

@@ -38,12 +38,12 @@ def _run_fwd(x, w, route, gate, bias, out, other, dot, num_tokens, k, routed, re
     numbers = (num_tokens, k, routed, reduce, other_routed, act, precision)
     scratch = None
     if x.is_cuda:
-        scratch = empty(core.cvmm_fwd_scratch_bytes(*tensors, *numbers), torch.uint8, x.device)
+        scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, *numbers), torch.uint8)
     core.cvmm_fwd(*tensors, scratch, *numbers, torch.get_num_threads(), raw_stream(x))
 
 
 def _cvmm_fwd(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision):
-    out = empty((num_tokens if reduce else num_tokens * k, w.shape[2]), x.dtype, x.device)
+    out = empty(x, (num_tokens if reduce else num_tokens * k, w.shape[2]))
     route = (order, inverse, offsets)
     _run_fwd(x, w, route, gate, bias, out, None, None, num_tokens, k, routed, reduce, False, activation, precision)
     return out
@@ -53,7 +53,7 @@ def _cvmm_fwd_fake(x, w, order, inverse, offsets, gate, bias, num_tokens, k, rou
     return x.new_empty((num_tokens if reduce else num_tokens * k, w.shape[2]))
 
 
-define_op(
+cvmm_fwd = define_op(
     "cvmm_fwd(Tensor x, Tensor w, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, Tensor? bias, "
     "SymInt num_tokens, SymInt k, bool routed, bool reduce, int activation, int precision) -> Tensor",
     _cvmm_fwd,
@@ -62,8 +62,8 @@ define_op(
 
 
 def _cvmm_bwd_x(dy, w, order, inverse, offsets, gate, x, num_tokens, k, dy_routed, x_routed, precision):
-    dx = empty((num_tokens * k if x_routed else num_tokens, w.shape[1]), dy.dtype, dy.device)
-    dgate = empty((num_tokens * k,), accumulator_dtype(dy.dtype), dy.device)
+    dx = empty(dy, (num_tokens * k if x_routed else num_tokens, w.shape[1]))
+    dgate = empty(dy, num_tokens * k, accumulator_dtype(dy.dtype))
     _run_fwd(
         dy, w.transpose(1, 2), (order, inverse, offsets), gate, None, dx, x, dgate,
         num_tokens, k, dy_routed, not x_routed, x_routed, 0, precision,
@@ -78,7 +78,7 @@ def _cvmm_bwd_x_fake(dy, w, order, inverse, offsets, gate, x, num_tokens, k, dy_
     )
 
 
-define_op(
+cvmm_bwd_x = define_op(
     "cvmm_bwd_x(Tensor dy, Tensor w, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, Tensor x, "
     "SymInt num_tokens, SymInt k, bool dy_routed, bool x_routed, int precision) -> (Tensor dx, Tensor dgate)",
     _cvmm_bwd_x,
@@ -87,7 +87,7 @@ define_op(
 
 
 def _cvmm_dot(x, w, bias, y, order, inverse, offsets, num_tokens, k, x_routed, y_routed, precision):
-    dot = empty((num_tokens * k,), accumulator_dtype(x.dtype), x.device)
+    dot = empty(x, num_tokens * k, accumulator_dtype(x.dtype))
     route = (order, inverse, offsets)
     _run_fwd(x, w, route, None, bias, None, y, dot, num_tokens, k, x_routed, False, y_routed, 0, precision)
     return dot
@@ -97,7 +97,7 @@ def _cvmm_dot_fake(x, w, bias, y, order, inverse, offsets, num_tokens, k, x_rout
     return x.new_empty((num_tokens * k,), dtype=accumulator_dtype(x.dtype))
 
 
-define_op(
+cvmm_dot = define_op(
     "cvmm_dot(Tensor x, Tensor w, Tensor? bias, Tensor y, Tensor order, Tensor inverse, Tensor offsets, "
     "SymInt num_tokens, SymInt k, bool x_routed, bool y_routed, int precision) -> Tensor",
     _cvmm_dot,
@@ -107,12 +107,12 @@ define_op(
 
 def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, dy_routed, dtype, precision):
     x, dy, gate = _rows(x), _rows(dy), _dense(gate)
-    dw = empty((offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype, x.device)
+    dw = empty(x, (offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype)
     tensors = (x, dy, order, inverse, offsets, gate, dw)
     numbers = (num_tokens, k, x_routed, dy_routed, precision)
     scratch = None
     if x.is_cuda:
-        scratch = empty(core.cvmm_bwd_w_scratch_bytes(*tensors, *numbers), torch.uint8, x.device)
+        scratch = empty(x, core.cvmm_bwd_w_scratch_bytes(*tensors, *numbers), torch.uint8)
     core.cvmm_bwd_w(*tensors, scratch, *numbers, torch.get_num_threads(), raw_stream(x))
     return dw
 
@@ -121,7 +121,7 @@ def _cvmm_bwd_w_fake(x, dy, order, inverse, offsets, gate, num_tokens, k, x_rout
     return x.new_empty((offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype=dtype)
 
 
-define_op(
+cvmm_bwd_w = define_op(
     "cvmm_bwd_w(Tensor x, Tensor dy, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, "
     "SymInt num_tokens, SymInt k, bool x_routed, bool dy_routed, ScalarType dtype, int precision) -> Tensor",
     _cvmm_bwd_w,

@@ -3,10 +3,9 @@
 import torch
 
 from . import _cvmm_checks as checks
+from . import _cvmm_ops as ops
 from ._activations import ACTIVATIONS
 from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product
-
-_ops = torch.ops.sysgen
 
 
 def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", recompute=False, precision="ieee"):
@@ -66,16 +65,14 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
 
 def _hidden(x, w_up, b_up, plan, act):
     """The up projection: (what the activation's derivative needs, the activated hidden rows)."""
-    z = _ops.cvmm_fwd.default(
-        x, w_up, *plan.tensors, None, b_up, *plan.numbers, False, False, act.fused, plan.precision
-    )
+    z = ops.cvmm_fwd(x, w_up, *plan.tensors, None, b_up, *plan.numbers, False, False, act.fused, plan.precision)
     h = z if act.fused else act.forward(z)
     return (h if act.from_output else z), h
 
 
 def _forward(x, w_up, w_down, gate, b_up, plan, act):
     saved, h = _hidden(x, w_up, b_up, plan, act)
-    y = _ops.cvmm_fwd.default(h, w_down, *plan.tensors, gate, None, *plan.numbers, True, True, 0, plan.precision)
+    y = ops.cvmm_fwd(h, w_down, *plan.tensors, gate, None, *plan.numbers, True, True, 0, plan.precision)
     return y, saved
 
 
@@ -122,9 +119,7 @@ class _MoEFFN(torch.autograd.Function):
         if need_down:
             dw_down = outer(h, dy, gate, plan, True, False, w_down.dtype)
         if need_hidden and need_gate and not torch.is_grad_enabled():
-            dz, dgate = _ops.cvmm_bwd_x.default(
-                dy, w_down, *plan.tensors, gate, h, *plan.numbers, False, True, plan.precision
-            )
+            dz, dgate = ops.cvmm_bwd_x(dy, w_down, *plan.tensors, gate, h, *plan.numbers, False, True, plan.precision)
         else:
             if need_gate:
                 dgate = dot(h, w_down, None, dy, plan, True, False)

@@ -69,7 +69,7 @@ def route(experts, num_experts):
         raise ValueError(f"route: num_experts must be in [0, 2^31 - 1), got {num_experts}")
     if experts.is_cuda and os.environ.get("SYSGEN_DEBUG") == "1":
         _check_ids(experts, num_experts)
-    order, inverse, offsets = torch.ops.sysgen.route_fwd.default(experts.contiguous(), num_experts)
+    order, inverse, offsets = _route_op(experts.contiguous(), num_experts)
     return Route(order, inverse, offsets, num_experts, tuple(experts.shape[:-1]), experts.shape[-1])
 
 
@@ -88,18 +88,17 @@ def _name(dtype):
 
 
 def _route_fwd(experts, num_experts):
-    device = experts.device
-    order = empty(experts.numel(), torch.int32, device)
-    inverse = empty(experts.shape, torch.int32, device)
-    offsets = empty(num_experts + 1, torch.int32, device)
+    order = empty(experts, experts.numel(), torch.int32)
+    inverse = empty(experts, experts.shape, torch.int32)
+    offsets = empty(experts, num_experts + 1, torch.int32)
     scratch = None
     if experts.is_cuda:
-        scratch = empty(core.route_scratch_bytes(experts.numel(), num_experts), torch.uint8, device)
+        scratch = empty(experts, core.route_scratch_bytes(experts.numel(), num_experts), torch.uint8)
     core.route_fwd(
         experts,
         num_experts,
         order,
-        inverse.view(-1),
+        inverse,
         offsets,
         scratch,
         torch.get_num_threads(),
@@ -116,4 +115,6 @@ def _route_fwd_fake(experts, num_experts):
     )
 
 
-define_op("route_fwd(Tensor experts, SymInt num_experts) -> (Tensor, Tensor, Tensor)", _route_fwd, _route_fwd_fake)
+_route_op = define_op(
+    "route_fwd(Tensor experts, SymInt num_experts) -> (Tensor, Tensor, Tensor)", _route_fwd, _route_fwd_fake
+)
