@@ -32,7 +32,10 @@ def as_route(op, experts, num_experts):
 def as_plan(op, r, precision):
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    return Plan(r.order, r.inverse, r.offsets, r.num_tokens, r.k, PRECISIONS[precision])
+    inverse = r.inverse
+    if inverse.dim() != 2:
+        inverse = inverse.reshape(r.num_tokens, r.k)
+    return Plan(r.order, inverse, r.offsets, PRECISIONS[precision])
 
 
 def cast_input(op, x):
@@ -74,7 +77,7 @@ def cast_bias(op, argument, bias, x, shape):
 
 
 def cast_gate(op, gate, x, r):
-    """[R] in the accumulator's dtype; the cast is differentiable, so the gradient arrives in the gate's own dtype."""
+    """[T, k] in the accumulator's dtype; differentiable, so the gradient arrives in the gate's own dtype."""
     check_tensor(op, "gate", gate)
     if not gate.dtype.is_floating_point:
         raise TypeError(f"{op}: gate must be floating point, got {name(gate.dtype)}")
@@ -82,9 +85,5 @@ def cast_gate(op, gate, x, r):
         raise ValueError(f"{op}: gate must have shape {[*r.lead_shape, r.k]}, got {list(gate.shape)}")
     if gate.device != x.device:
         raise ValueError(f"{op}: gate is on {gate.device}, x on {x.device}")
-    return gate.to(accumulator_dtype(x.dtype)).reshape(r.num_tokens * r.k)
-
-
-def check_same_device(op, r, x):
-    if r.order.device != x.device:
-        raise ValueError(f"{op}: experts is on {r.order.device}, x on {x.device}")
+    gate = gate.to(accumulator_dtype(x.dtype))
+    return gate if gate.dim() == 2 else gate.reshape(r.num_tokens, r.k)

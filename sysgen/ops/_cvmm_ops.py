@@ -1,7 +1,8 @@
 """Registered operations of the CVMM family: allocation and one core call each. Arguments as in csrc/cvmm/cvmm.h.
 
-``route`` operands are the order, inverse and offsets of a :class:`~sysgen.ops.Route`; rows are [tokens, width]
-("shared") or [tokens · k, width] ("routed"); gate [tokens · k] and bias [E, h] have the accumulator's dtype.
+With T tokens and k routes each: order [T · k], inverse [T, k] and offsets [E + 1] are a
+:class:`~sysgen.ops.Route`'s; row operands are [T, width] (shared by the routes of a token) or [T, k, width] (routed);
+gate [T, k] and bias [E, h] have the accumulator's dtype.
 """
 
 import torch
@@ -18,7 +19,12 @@ def accumulator_dtype(dtype):
 
 
 def _rows(t):
-    return t if t.stride(1) == 1 or t.shape[1] <= 1 else t.contiguous()
+    """The rows as the core takes them: inner stride 1, evenly spaced."""
+    if t.is_contiguous():
+        return t
+    inner = t.shape[-1] <= 1 or t.stride(-1) == 1
+    even = t.dim() == 2 or t.stride(0) == t.shape[1] * t.stride(1)
+    return t if inner and even else t.contiguous()
 
 
 def _weight(w):
@@ -27,103 +33,103 @@ def _weight(w):
     return w
 
 
-def _dense(t):
-    return None if t is None else t.contiguous()
-
-
-def _run_fwd(x, w, route, gate, bias, out, other, dot, num_tokens, k, routed, reduce, other_routed, act, precision):
-    x, w, gate, bias = _rows(x), _weight(w), _dense(gate), _dense(bias)
-    order, inverse, offsets = route
-    tensors = (x, w, order, inverse, offsets, gate, bias, out, None if other is None else _rows(other), dot)
-    numbers = (num_tokens, k, routed, reduce, other_routed, act, precision)
-    scratch = None
+def _run_fwd(x, w, route, gate, bias, out, other, dot, reduce, activation, precision):
+    if gate is not None:
+        gate = gate.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    if other is not None:
+        other = _rows(other)
+    tensors = (_rows(x), _weight(w), *route, gate, bias, out, other, dot)
+    scratch, stream = None, 0
     if x.is_cuda:
-        scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, *numbers), torch.uint8)
-    core.cvmm_fwd(*tensors, scratch, *numbers, torch.get_num_threads(), raw_stream(x))
+        scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, reduce, activation, precision), torch.uint8)
+        stream = raw_stream(x)
+    core.cvmm_fwd(*tensors, scratch, reduce, activation, precision, torch.get_num_threads(), stream)
 
 
-def _cvmm_fwd(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision):
-    out = empty(x, (num_tokens if reduce else num_tokens * k, w.shape[2]))
-    route = (order, inverse, offsets)
-    _run_fwd(x, w, route, gate, bias, out, None, None, num_tokens, k, routed, reduce, False, activation, precision)
+def _fwd_shape(w, inverse, reduce):
+    tokens, k = inverse.shape
+    return (tokens, w.shape[2]) if reduce else (tokens, k, w.shape[2])
+
+
+def _cvmm_fwd(x, w, order, inverse, offsets, gate, bias, reduce, activation, precision):
+    out = empty(x, _fwd_shape(w, inverse, reduce))
+    _run_fwd(x, w, (order, inverse, offsets), gate, bias, out, None, None, reduce, activation, precision)
     return out
 
 
-def _cvmm_fwd_fake(x, w, order, inverse, offsets, gate, bias, num_tokens, k, routed, reduce, activation, precision):
-    return x.new_empty((num_tokens if reduce else num_tokens * k, w.shape[2]))
+def _cvmm_fwd_fake(x, w, order, inverse, offsets, gate, bias, reduce, activation, precision):
+    return x.new_empty(_fwd_shape(w, inverse, reduce))
 
 
 cvmm_fwd = define_op(
     "cvmm_fwd(Tensor x, Tensor w, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, Tensor? bias, "
-    "SymInt num_tokens, SymInt k, bool routed, bool reduce, int activation, int precision) -> Tensor",
+    "bool reduce, int activation, int precision) -> Tensor",
     _cvmm_fwd,
     _cvmm_fwd_fake,
 )
 
 
-def _cvmm_bwd_x(dy, w, order, inverse, offsets, gate, x, num_tokens, k, dy_routed, x_routed, precision):
-    dx = empty(dy, (num_tokens * k if x_routed else num_tokens, w.shape[1]))
-    dgate = empty(dy, num_tokens * k, accumulator_dtype(dy.dtype))
-    _run_fwd(
-        dy, w.transpose(1, 2), (order, inverse, offsets), gate, None, dx, x, dgate,
-        num_tokens, k, dy_routed, not x_routed, x_routed, 0, precision,
-    )  # fmt: skip
+def _cvmm_bwd_x(dy, w, order, inverse, offsets, gate, x, reduce, precision):
+    dx, dgate = _cvmm_bwd_x_outputs(empty, dy, inverse, x)
+    _run_fwd(dy, w.transpose(1, 2), (order, inverse, offsets), gate, None, dx, x, dgate, reduce, 0, precision)
     return dx, dgate
 
 
-def _cvmm_bwd_x_fake(dy, w, order, inverse, offsets, gate, x, num_tokens, k, dy_routed, x_routed, precision):
-    return (
-        dy.new_empty((num_tokens * k if x_routed else num_tokens, w.shape[1])),
-        dy.new_empty((num_tokens * k,), dtype=accumulator_dtype(dy.dtype)),
-    )
+def _cvmm_bwd_x_outputs(new, dy, inverse, x):
+    return new(dy, x.shape), new(dy, inverse.shape, dtype=accumulator_dtype(dy.dtype))
+
+
+def _cvmm_bwd_x_fake(dy, w, order, inverse, offsets, gate, x, reduce, precision):
+    return _cvmm_bwd_x_outputs(torch.Tensor.new_empty, dy, inverse, x)
 
 
 cvmm_bwd_x = define_op(
     "cvmm_bwd_x(Tensor dy, Tensor w, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, Tensor x, "
-    "SymInt num_tokens, SymInt k, bool dy_routed, bool x_routed, int precision) -> (Tensor dx, Tensor dgate)",
+    "bool reduce, int precision) -> (Tensor dx, Tensor dgate)",
     _cvmm_bwd_x,
     _cvmm_bwd_x_fake,
 )
 
 
-def _cvmm_dot(x, w, bias, y, order, inverse, offsets, num_tokens, k, x_routed, y_routed, precision):
-    dot = empty(x, num_tokens * k, accumulator_dtype(x.dtype))
-    route = (order, inverse, offsets)
-    _run_fwd(x, w, route, None, bias, None, y, dot, num_tokens, k, x_routed, False, y_routed, 0, precision)
+def _cvmm_dot(x, w, bias, y, order, inverse, offsets, precision):
+    dot = empty(x, inverse.shape, accumulator_dtype(x.dtype))
+    _run_fwd(x, w, (order, inverse, offsets), None, bias, None, y, dot, False, 0, precision)
     return dot
 
 
-def _cvmm_dot_fake(x, w, bias, y, order, inverse, offsets, num_tokens, k, x_routed, y_routed, precision):
-    return x.new_empty((num_tokens * k,), dtype=accumulator_dtype(x.dtype))
+def _cvmm_dot_fake(x, w, bias, y, order, inverse, offsets, precision):
+    return x.new_empty(inverse.shape, dtype=accumulator_dtype(x.dtype))
 
 
 cvmm_dot = define_op(
     "cvmm_dot(Tensor x, Tensor w, Tensor? bias, Tensor y, Tensor order, Tensor inverse, Tensor offsets, "
-    "SymInt num_tokens, SymInt k, bool x_routed, bool y_routed, int precision) -> Tensor",
+    "int precision) -> Tensor",
     _cvmm_dot,
     _cvmm_dot_fake,
 )
 
 
-def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, dy_routed, dtype, precision):
-    x, dy, gate = _rows(x), _rows(dy), _dense(gate)
-    dw = empty(x, (offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype)
-    tensors = (x, dy, order, inverse, offsets, gate, dw)
-    numbers = (num_tokens, k, x_routed, dy_routed, precision)
-    scratch = None
+def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, dtype, precision):
+    dw = empty(x, (offsets.shape[0] - 1, x.shape[-1], dy.shape[-1]), dtype)
+    gate = None if gate is None else gate.contiguous()
+    tensors = (_rows(x), _rows(dy), order, inverse, offsets, gate, dw)
+    scratch, stream = None, 0
     if x.is_cuda:
-        scratch = empty(x, core.cvmm_bwd_w_scratch_bytes(*tensors, *numbers), torch.uint8)
-    core.cvmm_bwd_w(*tensors, scratch, *numbers, torch.get_num_threads(), raw_stream(x))
+        scratch = empty(x, core.cvmm_bwd_w_scratch_bytes(*tensors, precision), torch.uint8)
+        stream = raw_stream(x)
+    core.cvmm_bwd_w(*tensors, scratch, precision, torch.get_num_threads(), stream)
     return dw
 
 
-def _cvmm_bwd_w_fake(x, dy, order, inverse, offsets, gate, num_tokens, k, x_routed, dy_routed, dtype, precision):
-    return x.new_empty((offsets.shape[0] - 1, x.shape[1], dy.shape[1]), dtype=dtype)
+def _cvmm_bwd_w_fake(x, dy, order, inverse, offsets, gate, dtype, precision):
+    return x.new_empty((offsets.shape[0] - 1, x.shape[-1], dy.shape[-1]), dtype=dtype)
 
 
 cvmm_bwd_w = define_op(
     "cvmm_bwd_w(Tensor x, Tensor dy, Tensor order, Tensor inverse, Tensor offsets, Tensor? gate, "
-    "SymInt num_tokens, SymInt k, bool x_routed, bool dy_routed, ScalarType dtype, int precision) -> Tensor",
+    "ScalarType dtype, int precision) -> Tensor",
     _cvmm_bwd_w,
     _cvmm_bwd_w_fake,
 )

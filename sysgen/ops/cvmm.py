@@ -39,22 +39,21 @@ def cvmm(x, experts, weight, *, gate=None, reduce=False, bias=None, precision="i
     weight = checks.cast_weight(op, "weight", weight, x, "[E, d, h]")
     num_experts, d, h = weight.shape
     r = checks.as_route(op, experts, num_experts)
-    checks.check_same_device(op, r, x)
-    shape = x.shape
-    routed = shape[:-1] == (*r.lead_shape, r.k)
-    if not (routed or shape[:-1] == r.lead_shape) or shape[-1] != d:
+    shape, lead = x.shape, r.lead_shape
+    routed = len(shape) == len(lead) + 2
+    if shape != ((*lead, r.k, d) if routed else (*lead, d)):
         raise ValueError(
-            f"{op}: x must have shape {[*r.lead_shape, d]} or {[*r.lead_shape, r.k, d]} to match experts "
-            f"{[*r.lead_shape, r.k]} and weight {list(weight.shape)}, got {list(shape)}"
+            f"{op}: x must have shape {[*lead, d]} or {[*lead, r.k, d]} to match experts {[*lead, r.k]} and "
+            f"weight {list(weight.shape)}, got {list(shape)}"
         )
     plan = checks.as_plan(op, r, precision)
     if gate is not None:
         gate = checks.cast_gate(op, gate, x, r)
     if bias is not None:
         bias = checks.cast_bias(op, "bias", bias, x, (num_experts, h))
-    if x.dim() != 2:
-        x = x.reshape(plan.num_tokens * r.k if routed else plan.num_tokens, d)
-    y = product(x, weight, gate, bias, plan, routed, reduce)
-    if not reduce:
-        return y.view(*r.lead_shape, r.k, h)
-    return y if len(r.lead_shape) == 1 else y.view(*r.lead_shape, h)
+    if len(lead) != 1:
+        x = x.reshape(r.num_tokens, r.k, d) if routed else x.reshape(r.num_tokens, d)
+    y = product(x, weight, gate, bias, plan, reduce)
+    if len(lead) == 1:
+        return y
+    return y.view(*lead, h) if reduce else y.view(*lead, r.k, h)

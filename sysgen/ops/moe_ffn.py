@@ -5,7 +5,7 @@ import torch
 from . import _cvmm_checks as checks
 from . import _cvmm_ops as ops
 from ._activations import ACTIVATIONS
-from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product
+from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product, product_and_dot
 
 
 def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", recompute=False, precision="ieee"):
@@ -45,7 +45,6 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     r = checks.as_route(op, experts, num_experts)
-    checks.check_same_device(op, r, x)
     if tuple(x.shape) != (*r.lead_shape, d):
         raise ValueError(
             f"{op}: x must have shape {[*r.lead_shape, d]} to match experts {[*r.lead_shape, r.k]} and w_up "
@@ -55,60 +54,48 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
     gate = checks.cast_gate(op, gate, x, r)
     if b_up is not None:
         b_up = checks.cast_bias(op, "b_up", b_up, x, (num_experts, hidden))
-    x = x.reshape(r.num_tokens, d)
+    if x.dim() != 2:
+        x = x.reshape(r.num_tokens, d)
     if needs_gradient(x, w_up, w_down, gate, b_up):
         y = _MoEFFN.apply(x, w_up, w_down, gate, b_up, *plan, activation, recompute)
     else:
         y = _forward(x, w_up, w_down, gate, b_up, plan, ACTIVATIONS[activation])[0]
-    return y.view(*r.lead_shape, w_down.shape[2])
+    return y if len(r.lead_shape) == 1 else y.view(*r.lead_shape, w_down.shape[2])
 
 
 def _hidden(x, w_up, b_up, plan, act):
     """The up projection: (what the activation's derivative needs, the activated hidden rows)."""
-    z = ops.cvmm_fwd(x, w_up, *plan.tensors, None, b_up, *plan.numbers, False, False, act.fused, plan.precision)
+    order, inverse, offsets, precision = plan
+    z = ops.cvmm_fwd(x, w_up, order, inverse, offsets, None, b_up, False, act.fused, precision)
     h = z if act.fused else act.forward(z)
     return (h if act.from_output else z), h
 
 
 def _forward(x, w_up, w_down, gate, b_up, plan, act):
     saved, h = _hidden(x, w_up, b_up, plan, act)
-    y = ops.cvmm_fwd(h, w_down, *plan.tensors, gate, None, *plan.numbers, True, True, 0, plan.precision)
+    order, inverse, offsets, precision = plan
+    y = ops.cvmm_fwd(h, w_down, order, inverse, offsets, gate, None, True, 0, precision)
     return y, saved
 
 
 class _MoEFFN(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        x,
-        w_up,
-        w_down,
-        gate,
-        b_up,
-        order,
-        inverse,
-        offsets,
-        num_tokens,
-        k,
-        precision,
-        activation,
-        recompute,
-    ):
-        plan = Plan(order, inverse, offsets, num_tokens, k, precision)
+    def forward(ctx, x, w_up, w_down, gate, b_up, order, inverse, offsets, precision, activation, recompute):
+        plan = Plan(order, inverse, offsets, precision)
         y, saved = _forward(x, w_up, w_down, gate, b_up, plan, ACTIVATIONS[activation])
         saved = None if recompute else saved
         ctx.save_for_backward(x, w_up, w_down, gate, b_up, order, inverse, offsets, saved)
-        ctx.numbers, ctx.activation = (num_tokens, k, precision), activation
+        ctx.precision, ctx.activation = precision, activation
         return y
 
     @staticmethod
     def backward(ctx, dy):
         x, w_up, w_down, gate, b_up, *route, saved = ctx.saved_tensors
-        plan, act = Plan(*route, *ctx.numbers), ACTIVATIONS[ctx.activation]
+        plan, act = Plan(*route, ctx.precision), ACTIVATIONS[ctx.activation]
         need_x, need_up, need_down, need_gate, need_bias = ctx.needs_input_grad[:5]
         need_hidden = need_x or need_up or need_bias
         if torch.is_grad_enabled():  # create_graph: the hidden rows must carry their own history
-            z = product(x, w_up, None, b_up, plan, False, False)
+            z = product(x, w_up, None, b_up, plan, False)
             h = act.forward(z)
             saved = h if act.from_output else z
         elif saved is None:
@@ -117,21 +104,21 @@ class _MoEFFN(torch.autograd.Function):
             h = saved if act.from_output else act.forward(saved)
         dx = dw_up = dw_down = dgate = dbias = dz = None
         if need_down:
-            dw_down = outer(h, dy, gate, plan, True, False, w_down.dtype)
+            dw_down = outer(h, dy, gate, plan, w_down.dtype)
         if need_hidden and need_gate and not torch.is_grad_enabled():
-            dz, dgate = ops.cvmm_bwd_x(dy, w_down, *plan.tensors, gate, h, *plan.numbers, False, True, plan.precision)
+            dz, dgate = product_and_dot(dy, w_down, gate, h, plan)
         else:
             if need_gate:
-                dgate = dot(h, w_down, None, dy, plan, True, False)
+                dgate = dot(h, w_down, None, dy, plan)
             if need_hidden:
-                dz = product(dy, w_down.transpose(1, 2), gate, None, plan, False, False)
+                dz = product(dy, w_down.transpose(1, 2), gate, None, plan, False)
         del h
         if need_hidden:
             dz = act.backward(dz, saved)
             if need_x:
-                dx = product(dz, w_up.transpose(1, 2), None, None, plan, True, True)
+                dx = product(dz, w_up.transpose(1, 2), None, None, plan, True)
             if need_up:
-                dw_up = outer(x, dz, None, plan, False, True, w_up.dtype)
+                dw_up = outer(x, dz, None, plan, w_up.dtype)
             if need_bias:
-                dbias = bias_gradient(dz, None, plan, True, b_up.dtype)
-        return dx, dw_up, dw_down, dgate, dbias, *(None,) * 8
+                dbias = bias_gradient(dz, None, plan, b_up.dtype)
+        return dx, dw_up, dw_down, dgate, dbias, *(None,) * 6
