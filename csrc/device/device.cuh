@@ -155,5 +155,33 @@ template <>
 __device__ __forceinline__ f16 from_float<f16>(float v) {
   return __float2half_rn(v);
 }
+
+// Two half-type values in one register, the first in the lower half.
+template <class T>
+__device__ __forceinline__ u32 pack2(float lo, float hi);
+template <>
+__device__ __forceinline__ u32 pack2<bf16>(float lo, float hi) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+template <>
+__device__ __forceinline__ u32 pack2<f16>(float lo, float hi) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+template <class T>
+__device__ __forceinline__ void unpack2(u32 v, float& lo, float& hi);
+template <>
+__device__ __forceinline__ void unpack2<bf16>(u32 v, float& lo, float& hi) {
+  lo = __uint_as_float(v << 16);
+  hi = __uint_as_float(v & 0xffff0000u);
+}
+template <>
+__device__ __forceinline__ void unpack2<f16>(u32 v, float& lo, float& hi) {
+  lo = __half2float(__ushort_as_half(static_cast<unsigned short>(v)));
+  hi = __half2float(__ushort_as_half(static_cast<unsigned short>(v >> 16)));
+}
 }  // namespace sysgen
 #endif

@@ -20,6 +20,7 @@ struct LaunchConfig {
 
 inline void throw_on_cuda_error(cudaError_t e, const char* what) {
   if (e == cudaSuccess) return;
+  cudaGetLastError();  // forget it: the next CUDA call of somebody else must not report it again
   int driver = 0;
   if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
     throw std::runtime_error(cat(what, ": no NVIDIA driver on this machine; move the tensors to the CPU"));
@@ -57,8 +58,10 @@ void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, 
                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(config.shared_bytes)),
                         name);
-  kernel<<<config.grid, config.block, config.shared_bytes, static_cast<cudaStream_t>(stream)> > >(args);
-  throw_on_cuda_error(cudaGetLastError(), name);
+  void* parameters[] = {const_cast<Args*>(&args)};
+  throw_on_cuda_error(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), config.grid, config.block,
+                                       parameters, config.shared_bytes, static_cast<cudaStream_t>(stream)),
+                      name);
 }
 
 }  // namespace sysgen
