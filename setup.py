@@ -110,6 +110,7 @@ class CMakeBuild(build_ext):
 
 setup(
     version=version(),
+    license="Apache-2.0",
     ext_modules=[Extension("sysgen._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     setup_requires=build_requirements(),

@@ -6,7 +6,11 @@
 #include "cvmm/cvmm_bind.h"
 #include "routing/route_bind.h"
 
+#if defined(SYSGEN_EMULATOR)
+PYBIND11_MODULE(_core_emulated, m) {
+#else
 PYBIND11_MODULE(_core, m) {
+#endif
   m.doc() = "Compiled kernels of sysgen. They neither allocate nor synchronise; call sysgen.ops instead.";
   pybind11::register_exception_translator([](std::exception_ptr p) {
     try {

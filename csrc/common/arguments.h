@@ -49,6 +49,15 @@ inline void check_device(const char* op, const char* name, const TensorView& t, 
 inline bool is_half(DType t) { return t == DType::bf16 || t == DType::f16; }
 inline DType accumulator_of(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
 
+// In the test build for the emulator the CUDA kernels take CPU tensors.
+#if defined(SYSGEN_EMULATOR)
+inline constexpr bool kEmulated = true;
+#else
+inline constexpr bool kEmulated = false;
+#endif
+inline bool runs_on_cpu(const TensorView& t) { return t.device == Device::cpu && !kEmulated; }
+inline bool runs_on_cuda(const TensorView& t) { return t.device == (kEmulated ? Device::cpu : Device::cuda); }
+
 [[noreturn]] inline void no_device(const char* op, const TensorView& t) {
   if (t.device == Device::cuda)
     throw NotImplementedError(

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "common/check.h"
+#include "common/arguments.h"
 #include "common/cpu.h"
 
 namespace sysgen {
@@ -15,6 +15,7 @@ namespace sysgen {
 inline void register_build_info(pybind11::module_& m) {
   namespace py = pybind11;
   m.attr("version") = SYSGEN_VERSION;
+  m.attr("emulated") = kEmulated;  // the CUDA kernels run on the host, over CPU tensors
 #if defined(SYSGEN_WITH_CUDA)
   m.attr("cuda_version") = SYSGEN_CUDA_VERSION;
   m.attr("cuda_archs") = SYSGEN_CUDA_ARCHS;

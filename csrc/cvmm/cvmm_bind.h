@@ -142,11 +142,11 @@ void run_cvmm(const char* op, Args& args, const TensorView& x, const MaybeTensor
               uintptr_t stream, void (*cpu)(const Args&, int),
               std::type_identity_t<int64_t (*)(const Args&)> scratch_bytes,
               std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {
-  if (x.device == Device::cpu) {
+  if (runs_on_cpu(x)) {
     pybind11::gil_scoped_release release;
     return cpu(args, num_threads);
   }
-  if (x.device != Device::cuda || !cuda) no_device(op, x);
+  if (!runs_on_cuda(x) || !cuda) no_device(op, x);
   check(scratch_bytes(args) <= (scratch ? scratch->numel() * size_of(scratch->dtype) : 0), op,
         ": scratch too small");
   args.scratch = scratch ? scratch->data : nullptr;

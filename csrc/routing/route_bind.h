@@ -36,9 +36,9 @@ inline void route_fwd(const TensorView& experts, int64_t num_experts, const Tens
                  static_cast<int32_t*>(inverse.data),
                  static_cast<int32_t*>(offsets.data),
                  scratch ? scratch->data : nullptr};
-  if (experts.device == Device::cpu) return route_fwd_cpu(args, num_threads);
+  if (runs_on_cpu(experts)) return route_fwd_cpu(args, num_threads);
 #if defined(SYSGEN_WITH_CUDA)
-  if (experts.device == Device::cuda) {
+  if (runs_on_cuda(experts)) {
     check(scratch && scratch->numel() >= route_cuda_scratch_bytes(num_routes, num_experts), op,
           ": scratch too small");
     return route_fwd_cuda(args, experts.device_index, reinterpret_cast<void*>(stream));

@@ -28,7 +28,7 @@ def _rows(t):
 
 
 def _weight(w):
-    if w.is_cuda and w.stride(2) != 1 and w.stride(1) != 1:
+    if (w.is_cuda or core.emulated) and w.stride(2) != 1 and w.stride(1) != 1:
         return w.contiguous()
     return w
 
@@ -42,7 +42,7 @@ def _run_fwd(x, w, route, gate, bias, out, other, dot, reduce, activation, preci
         other = _rows(other)
     tensors = (_rows(x), _weight(w), *route, gate, bias, out, other, dot)
     scratch, stream = None, 0
-    if x.is_cuda:
+    if x.is_cuda or core.emulated:
         scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, reduce, activation, precision), torch.uint8)
         stream = raw_stream(x)
     core.cvmm_fwd(*tensors, scratch, reduce, activation, precision, torch.get_num_threads(), stream)
@@ -116,7 +116,7 @@ def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, dtype, precision):
     gate = None if gate is None else gate.contiguous()
     tensors = (_rows(x), _rows(dy), order, inverse, offsets, gate, dw)
     scratch, stream = None, 0
-    if x.is_cuda:
+    if x.is_cuda or core.emulated:
         scratch = empty(x, core.cvmm_bwd_w_scratch_bytes(*tensors, precision), torch.uint8)
         stream = raw_stream(x)
     core.cvmm_bwd_w(*tensors, scratch, precision, torch.get_num_threads(), stream)

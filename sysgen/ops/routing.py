@@ -63,7 +63,7 @@ def route(experts, num_experts):
         raise TypeError(f"route: experts must be int64 or int32, got {_name(experts.dtype)}")
     if experts.dim() == 0:
         raise ValueError("route: experts must have at least one dimension [..., k], got a scalar")
-    if isinstance(num_experts, (torch.Tensor, bool, float)):
+    if not isinstance(num_experts, (int, torch.SymInt)) or isinstance(num_experts, bool):
         raise TypeError(f"route: num_experts must be an int, got {type(num_experts).__name__}")
     if not 0 <= num_experts < 2**31 - 1:
         raise ValueError(f"route: num_experts must be in [0, 2^31 - 1), got {num_experts}")
@@ -92,7 +92,7 @@ def _route_fwd(experts, num_experts):
     inverse = empty(experts, experts.shape, torch.int32)
     offsets = empty(experts, num_experts + 1, torch.int32)
     scratch = None
-    if experts.is_cuda:
+    if experts.is_cuda or core.emulated:
         scratch = empty(experts, core.route_scratch_bytes(experts.numel(), num_experts), torch.uint8)
     core.route_fwd(
         experts,
