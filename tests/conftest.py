@@ -1,0 +1,81 @@
+"""What all tests share: poisoned allocations, the backends, and the marker of tests that need a GPU."""
+
+import os
+
+# Waiting OpenMP threads must not spin: on a machine with more processes than cores each wait would cost a time slice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from typing import Callable, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import sysgen
+from sysgen import _alloc
+from sysgen._load import core
+
+settings.register_profile(
+    "sysgen", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("sysgen")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations():
+    previous = _alloc.set_poison(True)
+    yield
+    _alloc.set_poison(previous)
+
+
+class Backend(NamedTuple):
+    """One implementation of the operations. ``active()`` is entered while a test uses it."""
+
+    name: str
+    ops: ModuleType = sysgen.ops
+    device: str = "cpu"
+    active: Callable = nullcontext
+    dtypes: tuple = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def _cpu_isa(name):
+    previous = core.cpu_isa()
+    core.set_cpu_isa(name)
+    yield
+    core.set_cpu_isa(previous)
+
+
+# The reference states the meaning in its inputs' own precision: rounding each step to a half type is not its job.
+BACKENDS = [
+    pytest.param(Backend("reference", sysgen.reference, dtypes=(torch.float64, torch.float32)), id="reference"),
+    *(pytest.param(Backend("cpu", active=lambda isa=isa: _cpu_isa(isa)), id=f"cpu-{isa}") for isa in core.cpu_isas()),
+    pytest.param(Backend("cuda", device="cuda"), id="cuda", marks=pytest.mark.cuda),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b.id != "reference"])
+def compiled(request):
+    """The backends that run the compiled core."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return request.param
