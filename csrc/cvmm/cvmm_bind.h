@@ -45,8 +45,9 @@ inline Rows check_rows(const char* op, const char* name, const TensorView& t, DT
     check_shape(op, name, t, {route.num_tokens, width});
   }
   const int inner = t.ndim - 1;
-  if ((width > 1 && t.stride[inner] != 1) ||
-      (routed && route.num_tokens > 1 && route.k > 1 && t.stride[0] != route.k * t.stride[1]))
+  const bool dense = width <= 1 || t.stride[inner] == 1;
+  const bool even = !routed || route.num_tokens <= 1 || route.k <= 1 || t.stride[0] == route.k * t.stride[1];
+  if (t.numel() > 0 && !(dense && even))
     throw ValueError(cat(op, ": ", name, " must have an inner stride of 1 and evenly spaced rows"));
   // The stride of a dimension of size 1 means nothing; the other one is then the distance between rows.
   return {t.data, routed && route.k > 1 ? t.stride[1] : t.stride[0], routed};

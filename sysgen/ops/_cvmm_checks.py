@@ -29,7 +29,9 @@ def as_route(op, experts, num_experts):
     return experts
 
 
-def as_plan(op, r, precision):
+def as_plan(op, r, x, precision):
+    if r.order.device != x.device:
+        raise ValueError(f"{op}: experts is on {r.order.device}, x on {x.device}")
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     inverse = r.inverse

@@ -46,7 +46,7 @@ def cvmm(x, experts, weight, *, gate=None, reduce=False, bias=None, precision="i
             f"{op}: x must have shape {[*lead, d]} or {[*lead, r.k, d]} to match experts {[*lead, r.k]} and "
             f"weight {list(weight.shape)}, got {list(shape)}"
         )
-    plan = checks.as_plan(op, r, precision)
+    plan = checks.as_plan(op, r, x, precision)
     if gate is not None:
         gate = checks.cast_gate(op, gate, x, r)
     if bias is not None:

@@ -50,7 +50,7 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
             f"{op}: x must have shape {[*r.lead_shape, d]} to match experts {[*r.lead_shape, r.k]} and w_up "
             f"{list(w_up.shape)}, got {list(x.shape)}"
         )
-    plan = checks.as_plan(op, r, precision)
+    plan = checks.as_plan(op, r, x, precision)
     gate = checks.cast_gate(op, gate, x, r)
     if b_up is not None:
         b_up = checks.cast_bias(op, "b_up", b_up, x, (num_experts, hidden))
