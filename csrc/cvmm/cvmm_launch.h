@@ -1,0 +1,44 @@
+// What the two launchers of the CVMM family share.
+#pragma once
+#include <algorithm>
+#include <initializer_list>
+
+#include "common/check.h"
+#include "cvmm/cvmm.h"
+#include "cvmm/cvmm_tiles.cuh"
+#include "device/launch.h"
+
+namespace sysgen {
+
+inline constexpr int64_t kMaxGridX = 2147483647;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+inline unsigned grid_x(const char* op, int64_t blocks) {
+  check<NotImplementedError>(blocks <= kMaxGridX, op, ": needs ", blocks, " thread blocks, at most ",
+                             kMaxGridX, " are possible; split the tokens or the experts");
+  return static_cast<unsigned>(blocks);
+}
+
+// The widest copy (16, 8 or 4 bytes, else 1) whose width divides the address and all the byte distances.
+inline int copy_width(const void* data, std::initializer_list<int64_t> bytes) {
+  uint64_t all = reinterpret_cast<uintptr_t>(data) | 16;
+  for (int64_t b : bytes) all |= static_cast<uint64_t>(b);
+  const int width = static_cast<int>(all & -all);
+  return width < 4 ? 1 : width;
+}
+
+template <class T>
+RowOperand<T> row_operand(const Rows& rows, int64_t k, int64_t width) {
+  const int64_t size = sizeof(T);
+  return {static_cast<const T*>(rows.data), rows.stride, rows.routed ? 1 : static_cast<int>(k),
+          copy_width(rows.data, {rows.stride * size, width * size})};
+}
+
+template <class P>
+struct ProductType {
+  using type = P;
+};
+
+}  // namespace sysgen
