@@ -1,0 +1,101 @@
+// The micro-kernel: a block of M rows by NV vectors of columns of C = A . B, kept in registers over the
+// contraction.
+//
+// The contraction advances in units: one element, or a pair of bfloat16 where the machine has a product of
+// pairs.
+#pragma once
+#include "cvmm/cvmm_cpu_vector.h"
+
+namespace sysgen::SYSGEN_ISA {
+namespace {
+
+template <class T>
+struct Plain {
+  using Unit = T;
+  using Acc = T;
+  static constexpr int kDepth = 1;  // elements of the contraction in a unit
+  static Vector<T> fma(Vector<T> acc, T a, Vector<T> b) { return acc + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16Pairs {
+  using Unit = uint32_t;
+  using Acc = float;
+  static constexpr int kDepth = 2;
+  static VectorF fma(VectorF acc, uint32_t a, VectorU b) {
+    return bits_as<VectorF>(
+        _mm512_dpbf16_ps(bits_as<__m512>(acc), bits_as<__m512bh>(VectorU{} + a), bits_as<__m512bh>(b)));
+  }
+};
+#endif
+
+template <class T>
+struct StepOf {
+  using type = Plain<Accumulator<T>>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct StepOf<bf16> {
+  using type = Bf16Pairs;
+};
+#endif
+template <class T>
+using Step = typename StepOf<T>::type;
+
+template <class S>
+inline constexpr int kPanel = 2 * kLanes<typename S::Acc>;  // columns of a full panel of B
+
+// B has `ldb` units between its steps. c[i] is row i of C. C = A . B, times scale[i] if scale, plus C if add.
+template <class S>
+using Kernel = void (*)(int64_t depth, const typename S::Unit* a, const typename S::Unit* b, int64_t ldb,
+                        typename S::Acc* const* c, const typename S::Acc* scale, bool add);
+
+// A(i, k) = a[i * kRowStride + k * kDepthStride]: known to the compiler, so that one pointer addresses all
+// rows.
+template <class S, int kRowStride, int kDepthStride, int M, int NV>
+void cvmm_kernel(int64_t depth, const typename S::Unit* a, const typename S::Unit* b, int64_t ldb,
+                 typename S::Acc* const* c, const typename S::Acc* scale, bool add) {
+  using Unit = typename S::Unit;
+  using Acc = typename S::Acc;
+  Vector<Acc> acc[M][NV] = {};
+  for (int64_t k = 0; k < depth; ++k, a += kDepthStride, b += ldb) {
+    Vector<Unit> column[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) column[j] = load_as<Vector<Unit>>(b + j * kLanes<Unit>);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) acc[i][j] = S::fma(acc[i][j], a[i * kRowStride], column[j]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) {
+      Acc* const to = c[i] + j * kLanes<Acc>;
+      Vector<Acc> v = acc[i][j];
+      if (scale) v *= scale[i];
+      if (add) v += load(to);
+      store(to, v);
+    }
+}
+
+template <class S, int kRowStride, int kDepthStride, int M = kMaxRows>
+Kernel<S> kernel_for(int rows, int vectors) {
+  if (rows == M)
+    return vectors == 1 ? &cvmm_kernel<S, kRowStride, kDepthStride, M, 1>
+                        : &cvmm_kernel<S, kRowStride, kDepthStride, M, 2>;
+  if constexpr (M > 1) return kernel_for<S, kRowStride, kDepthStride, M - 1>(rows, vectors);
+  __builtin_unreachable();
+}
+
+// n rows as strips of at most `most`, as even as possible: a ragged end costs no half-empty strip.
+struct Strips {
+  int64_t count, rows, longer;  // the first `longer` strips have one row more than `rows`
+  Strips(int64_t n, int64_t most)
+      : count((n + most - 1) / most), rows(count ? n / count : 0), longer(n - rows * count) {}
+  int64_t begin(int64_t s) const { return s * rows + (s < longer ? s : longer); }
+  int size(int64_t s) const { return static_cast<int>(rows + (s < longer)); }
+};
+
+}  // namespace
+}  // namespace sysgen::SYSGEN_ISA

@@ -1,0 +1,151 @@
+// Copies operands into the layouts that the micro-kernel reads: gather, conversion, rounding and
+// transposition happen here, once for each element of a block. The contraction is padded with zeros to whole
+// units on both sides.
+#pragma once
+#include "cvmm/cvmm_cpu_kernel.h"
+
+namespace sysgen::SYSGEN_ISA {
+namespace {
+
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class V, class U>
+inline void store_units(U* to, V v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
+#if defined(__AVX512BF16__)
+inline VectorU bf16_bits(const bf16* p, int64_t n) { return bits_as<VectorU>(load(p, n)) >> 16; }
+inline VectorU bf16_bits(VectorF v) { return __builtin_convertvector(bf16_of_float(v), VectorU); }
+inline VectorU bf16_bits(const float* p, int64_t n) { return bf16_bits(load(p, n)); }
+#endif
+
+// One vector of units, n of them real, whose elements lie in rows `first` and (pairs only; null: zeros)
+// `second`.
+template <class T, class Source>
+inline auto units_across(const Source* first, [[maybe_unused]] const Source* second, int64_t n) {
+  if constexpr (Step<T>::kDepth == 1) {
+    if constexpr (__is_same(T, Source))
+      return load(first, n);
+    else
+      return round_to<T>(load(first, n));
+  } else {
+    const VectorU low = bf16_bits(first, n);
+    return second ? low | bf16_bits(second, n) << 16 : low;
+  }
+}
+
+// The same, each row times its scale. Pairs round the product to bfloat16.
+template <class T>
+inline auto scaled_units_across(const T* first, [[maybe_unused]] const T* second, int64_t n,
+                                Accumulator<T> scale, [[maybe_unused]] Accumulator<T> second_scale) {
+  if constexpr (Step<T>::kDepth == 1) {
+    return load(first, n) * scale;
+  } else {
+    const VectorU low = bf16_bits(load(first, n) * scale);
+    return second ? low | bf16_bits(load(second, n) * second_scale) << 16 : low;
+  }
+}
+
+// One vector of units from n consecutive elements along the contraction.
+template <class T, class Source>
+inline auto units_along(const Source* p, int64_t n) {
+  if constexpr (Step<T>::kDepth == 1) {
+    return units_across<T>(p, p, n);
+  } else {
+    constexpr int kCount = kLanes<float>;
+    bf16 pairs[2 * kCount];
+    store(pairs, load(p, n));
+    store(pairs + kCount, load(p + (n > kCount ? kCount : 0), n - kCount));
+    return load_as<VectorU>(pairs);
+  }
+}
+
+template <int kBytes>
+struct IntegerOf {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<8> {
+  using type = int64_t;
+};
+
+// Swaps rows and columns of a square of vectors: log2(n) rounds, each exchanging blocks of half the size.
+template <int kDistance, class U>
+inline void transpose(Vector<U> (&v)[kLanes<U>]) {
+  constexpr int n = kLanes<U>;
+  Vector<typename IntegerOf<sizeof(U)>::type> low = {}, high = {};
+  for (int lane = 0; lane < n; ++lane) {
+    low[lane] = lane & kDistance ? lane - kDistance + n : lane;
+    high[lane] = lane & kDistance ? lane + n : lane + kDistance;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    if (i & kDistance) continue;
+    const Vector<U> a = v[i], b = v[i + kDistance];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + kDistance] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (kDistance > 1) transpose<kDistance / 2, U>(v);
+}
+
+// A panel of W: `depth` elements of the contraction by n <= kPanel columns, written as [units][kPanel], zeros
+// beyond n.
+template <class T, class TW>
+void pack_panel(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth, int64_t n,
+                typename Step<T>::Unit* to) {
+  using S = Step<T>;
+  using Unit = typename S::Unit;
+  constexpr int L = kLanes<Unit>;
+  const int64_t units = ceil_div(depth, S::kDepth);
+  for (int64_t c = 0; c < kPanel<S>; c += L, to += L) {
+    const TW* const corner = w + c * stride_h;
+    const int64_t columns = n - c;
+    if (columns <= 0) {
+      for (int64_t k = 0; k < units; ++k) store_units(to + k * kPanel<S>, Vector<Unit>{});
+    } else if (stride_h == 1) {
+      for (int64_t k = 0; k < units; ++k) {
+        const TW* const row = corner + k * S::kDepth * stride_d;
+        const bool whole = (k + 1) * S::kDepth <= depth;
+        store_units(to + k * kPanel<S>, units_across<T>(row, whole ? row + stride_d : nullptr, columns));
+      }
+    } else if (stride_d == 1) {
+      for (int64_t k = 0; k < units; k += L) {
+        Vector<Unit> square[L] = {};
+        const int64_t from = k * S::kDepth;
+        for (int64_t j = 0; j < min_of(columns, L); ++j)
+          square[j] = units_along<T>(corner + j * stride_h + from, depth - from);
+        transpose<L / 2, Unit>(square);
+        for (int64_t i = 0; i < min_of(units - k, L); ++i) store_units(to + (k + i) * kPanel<S>, square[i]);
+      }
+    } else {
+      for (int64_t k = 0; k < units; ++k) {
+        TW rows[S::kDepth][L] = {};
+        for (int64_t i = 0; i < min_of(S::kDepth, depth - k * S::kDepth); ++i)
+          for (int64_t j = 0; j < min_of(columns, L); ++j)
+            rows[i][j] = corner[(k * S::kDepth + i) * stride_d + j * stride_h];
+        store_units(to + k * kPanel<S>, units_across<T>(rows[0], rows[S::kDepth - 1], L));
+      }
+    }
+  }
+}
+
+// `depth` elements of one row, along the contraction.
+template <class T>
+void pack_row(const T* row, int64_t depth, typename Step<T>::Unit* to) {
+  using S = Step<T>;
+  using Unit = typename S::Unit;
+  if constexpr (S::kDepth * sizeof(T) == sizeof(Unit)) {
+    if (depth % S::kDepth) to[depth / S::kDepth] = 0;
+    __builtin_memcpy(to, row, depth * sizeof(T));
+  } else {
+    int64_t i = 0;
+    for (; i + kLanes<Unit> <= depth; i += kLanes<Unit>) store(to + i, load(row + i));
+    if (i < depth) store(to + i, load(row + i, depth - i), depth - i);
+  }
+}
+
+}  // namespace
+}  // namespace sysgen::SYSGEN_ISA
