@@ -1,0 +1,35 @@
+// The host's body of device/launch.h. A launch has finished when it returns; the stream is not looked at.
+#pragma once
+#include <stdexcept>
+
+#include "common/check.h"
+#include "emulator/runtime.h"
+
+namespace sysgen {
+
+using LaunchConfig = emulator::Grid;
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index) {
+    if (index != 0) throw std::runtime_error(cat("the CUDA emulator has device 0 only, got device ", index));
+  }
+};
+
+template <class Args>
+void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, void* /*stream*/,
+            const Args& args) {
+  struct Call {
+    void (*kernel)(Args);
+    const Args& args;
+  } call{kernel, args};
+  emulator::run_grid(
+      name, config,
+      [](void* p) {
+        const Call& c = *static_cast<Call*>(p);
+        c.kernel(c.args);
+      },
+      &call);
+}
+
+}  // namespace sysgen
