@@ -1,6 +1,7 @@
 """Registration of operations with torch, and what their Python kernels need to call the core."""
 
 import torch
+from torch.autograd import forward_ad
 
 _LIB = torch.library.Library("sysgen", "DEF")
 
@@ -9,7 +10,8 @@ def define_op(schema, kernel, fake):
     """Defines ``sysgen::<schema>`` with one Python kernel for CPU and CUDA and a fake kernel for tracing.
 
     The op itself has no derivative: the public functions wrap it in an ``autograd.Function``. Called directly with a
-    tensor that requires a gradient it therefore refuses, instead of silently returning a result without history.
+    tensor that requires a gradient, or with a tangent of forward mode, it therefore refuses, instead of silently
+    returning a result without history.
     Returns the op.
     """
     name = schema.split("(", 1)[0]
@@ -22,6 +24,10 @@ def define_op(schema, kernel, fake):
                         f"torch.ops.sysgen.{name} has no derivative of its own; call the public function in "
                         "sysgen.ops, or detach its arguments"
                     )
+        if forward_ad._current_level >= 0:
+            for i in tensors:
+                if args[i] is not None and forward_ad.unpack_dual(args[i]).tangent is not None:
+                    raise RuntimeError(f"sysgen.{name} has no forward-mode derivative; use reverse mode (backward)")
         return kernel(*args)
 
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

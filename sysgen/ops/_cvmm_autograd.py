@@ -11,6 +11,7 @@ sum over the routes: a product with ``reduce``.
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _cvmm_ops as ops
 
@@ -25,11 +26,12 @@ class Plan(NamedTuple):
 
 
 def needs_gradient(*tensors):
+    """Whether to enter the ``Function``: also in forward mode, where it raises and the bare op would be silent."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return False
+    return forward_ad._current_level >= 0
 
 
 def product(x, w, gate, bias, plan, reduce):
