@@ -59,7 +59,7 @@ def assert_within(actual, value, bound, what="result"):
     return float((error / bound).max()) if error.numel() else 0.0
 
 
-def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, magnitude=None, what=""):
+def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, magnitude=None, direction=None, what=""):
     """Compares the result of ``op`` and the gradients of all inputs that require one with ``reference`` in float64.
 
     Args:
@@ -72,6 +72,7 @@ def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, ma
         as_seen: inputs by name as the kernel sees them, where that differs (a float32 master weight, rounded).
         magnitude: function of the same arguments that bounds the sum of the absolute values of all terms when all
             inputs are their absolute values (default ``reference``).
+        direction: gradient that arrives at the output (default random).
         what: text for the error message.
 
     Returns:
@@ -82,8 +83,9 @@ def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, ma
     """
     differentiated = [n for n, t in inputs.items() if isinstance(t, torch.Tensor) and t.requires_grad]
     output = op(**inputs)
-    generator = torch.Generator().manual_seed(output.numel())
-    direction = torch.randn(output.shape, generator=generator).to(output)
+    if direction is None:
+        generator = torch.Generator().manual_seed(output.numel())
+        direction = torch.randn(output.shape, generator=generator).to(output)
     results = {"output": output}
     if differentiated:
         gradients = torch.autograd.grad(output, [inputs[n] for n in differentiated], direction)

@@ -69,7 +69,7 @@ def longest(ids):
     return int(ids.bincount().max()) if ids.numel() else 0
 
 
-def check_cvmm(ops, inputs, what=""):
+def check_cvmm(ops, inputs, what="", direction=None):
     """``ops.cvmm`` against the reference: output and the gradients of the inputs that require one."""
     x, ids, weight = inputs["x"], inputs["experts"], inputs["weight"]
     reduce, gate = inputs.get("reduce", False), inputs.get("gate")
@@ -90,6 +90,7 @@ def check_cvmm(ops, inputs, what=""):
         # Units that multiply half operands (tensor cores, vdpbf16ps) take the gate rounded into one of them.
         roundings=dict.fromkeys(("weight", "bias"), 1 if gate is not None and x.dtype in HALF else 0),
         as_seen={"weight": weight.detach().to(x.dtype)},
+        direction=direction,
         what=what,
     )
 

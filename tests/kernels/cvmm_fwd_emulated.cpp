@@ -1,0 +1,190 @@
+// The forward CVMM kernels, every product and tile of them, against a sum in float64.
+#include "cvmm/cvmm_fwd_cuda.cu"
+#include "kernel_test.h"
+
+namespace sysgen {
+namespace {
+
+using namespace test;
+
+struct Case {
+  int tokens, k, experts, d, h;
+  DType dtype, w_dtype;
+  Precision precision = Precision::ieee;
+  Pattern pattern = Pattern::dropping;
+  bool kn = true, routed = false, gate = false, bias = false, relu = false, reduce = false, dot = false, out = true;
+  bool other_routed = true;
+  int gap = 0, offset = 0;
+};
+
+std::string describe(const Case& c, const char* product) {
+  return cat("cvmm_fwd ", product, " T", c.tokens, " k", c.k, " E", c.experts, " d", c.d, " h", c.h, " ",
+             name_of(c.dtype), "/", name_of(c.w_dtype), " precision ", int(c.precision), " pattern ",
+             int(c.pattern), c.kn ? " kn" : " nk", c.routed ? " routed" : "", c.gate ? " gate" : "",
+             c.bias ? " bias" : "", c.relu ? " relu" : "", c.reduce ? " reduce" : "", c.dot ? " dot" : "",
+             c.out ? "" : " no-out", c.other_routed ? "" : " other-shared", " gap ", c.gap, " offset ", c.offset);
+}
+
+// launch(args): runs the kernels and provides the scratch.
+template <class Scratch, class Launch>
+void run(const Case& c, const char* product, Random& random, Scratch scratch_bytes, Launch launch) {
+  const Routes routes = make_routes(random, c.tokens, c.k, c.experts, c.pattern);
+  const DType acc = accumulator_of(c.dtype);
+  const int64_t n_routes = routes.count();
+  const RowBuffer x(random, c.dtype, routes, c.d, c.routed, c.gap, c.offset);
+  const RowBuffer other(random, c.dtype, routes, c.h, c.other_routed, c.gap, c.offset);
+  const int64_t w_rows = c.kn ? c.d : c.h, w_cols = c.kn ? c.h : c.d, w_pitch = w_cols + c.gap;
+  const int64_t w_expert = w_rows * w_pitch + c.gap;
+  Buffer w(c.w_dtype, c.experts * w_expert, c.offset);
+  for (int64_t e = 0; e < c.experts; ++e)
+    for (int64_t i = 0; i < w_rows; ++i)
+      for (int64_t j = 0; j < w_cols; ++j) w.set(e * w_expert + i * w_pitch + j, value(random));
+  Buffer gate(acc, n_routes), bias(acc, int64_t(c.experts) * c.h), dot(acc, n_routes);
+  for (int64_t i = 0; i < gate.count(); ++i) gate.set(i, value(random));
+  for (int64_t i = 0; i < bias.count(); ++i) bias.set(i, value(random));
+  const int64_t out_rows = c.reduce ? c.tokens : n_routes;
+  const Buffer out(c.dtype, out_rows * c.h, c.offset);
+
+  CvmmFwdArgs a{};
+  a.route = routes.view();
+  a.dtype = c.dtype;
+  a.w_dtype = c.w_dtype;
+  a.d = c.d;
+  a.h = c.h;
+  a.x = x.view();
+  a.w = w.data();
+  a.w_stride_e = w_expert;
+  a.w_stride_d = c.kn ? w_pitch : 1;
+  a.w_stride_h = c.kn ? 1 : w_pitch;
+  a.gate = c.gate ? gate.data() : nullptr;
+  a.bias = c.bias ? bias.data() : nullptr;
+  a.activation = c.relu ? Activation::relu : Activation::none;
+  a.out = c.out ? out.data() : nullptr;
+  a.reduce = c.reduce;
+  if (c.dot) a.other = other.view(), a.dot = dot.data();
+  a.precision = c.precision;
+  const Buffer scratch(DType::f32, (scratch_bytes(a) + 3) / 4);
+  a.scratch = scratch.data();
+  launch(a);
+
+  // Bounds: u is a sum of d products, each off by 2 roundings of its factors (tf32: 2^-11 each; three tf32
+  // products: what is left out is below 3 * 2^-22) plus the accumulation; everything after it is a few roundings.
+  const double eps = unit_roundoff(acc), out_eps = unit_roundoff(c.dtype);
+  const double factors = c.precision == Precision::tf32 && c.dtype == DType::f32     ? 0x1.01p-10
+                         : c.precision == Precision::tf32x3 && c.dtype == DType::f32 ? 3 * 0x1p-22
+                                                                                     : 0;
+  Comparison compare(describe(c, product));
+  std::vector<double> sums(out_rows * c.h), bounds(out_rows * c.h);
+  for (int64_t r = 0; r < n_routes; ++r) {
+    const int e = routes.expert[r];
+    double dot_sum = 0, dot_bound = 0, dot_size = 0;
+    for (int64_t j = 0; j < c.h && e >= 0; ++j) {
+      double u = c.bias ? bias.get(int64_t(e) * c.h + j) : 0, size = std::abs(u);
+      for (int64_t i = 0; i < c.d; ++i) {
+        const double p = x.at(routes, r, i) *
+                         rounded(w.get(e * w_expert + (c.kn ? i * w_pitch + j : j * w_pitch + i)), c.dtype);
+        u += p;
+        size += std::abs(p);
+      }
+      const double error = size * (factors + (c.d + 3) * eps);
+      if (c.dot) {
+        const double o = other.at(routes, r, j);
+        dot_sum += u * o;
+        dot_bound += error * std::abs(o);
+        dot_size += std::abs(u * o);
+      }
+      const double g = c.gate ? gate.get(r) : 1;
+      const int64_t at = (c.reduce ? r / c.k : r) * c.h + j;
+      sums[at] += g * (c.relu && u < 0 ? 0 : u);
+      bounds[at] += std::abs(g) * (error + (c.k + 2) * eps * (std::abs(u) + error));
+    }
+    if (c.dot) compare.element("dot", r, 0, dot.get(r), dot_sum, dot_bound + (c.h + 3) * eps * dot_size);
+  }
+  for (int64_t i = 0; i < out_rows * c.h && c.out; ++i)
+    compare.element("out", i / c.h, i % c.h, out.get(i), sums[i],
+                    bounds[i] + out_eps * (std::abs(sums[i]) + bounds[i]) + (is_half(c.dtype) ? 0x1p-25 : 0));
+}
+
+void run_dispatched(const Case& c, Random& random) {
+  run(c, "dispatched", random, cvmm_fwd_cuda_scratch_bytes,
+      [](const CvmmFwdArgs& a) { cvmm_fwd_cuda(a, 0, nullptr); });
+}
+template <class P>
+void run_product(const Case& c, const char* name, Random& random) {
+  run(c, name, random,
+      [](const CvmmFwdArgs& a) { return scratch_of<P>(a).sorted_bytes + scratch_of<P>(a).dot_bytes; },
+      [](const CvmmFwdArgs& a) { launch_product<P>(a, nullptr); });
+}
+
+constexpr struct {
+  DType x, w;
+} kTypes[] = {{DType::f64, DType::f64},   {DType::f32, DType::f32}, {DType::bf16, DType::bf16},
+              {DType::f16, DType::f16},   {DType::bf16, DType::f32}, {DType::f16, DType::f32}};
+
+Case random_case(Random& random, int i) {
+  Case c{};
+  c.tokens = pick(random, {1, 3, 17, 61, 131});
+  c.k = pick(random, {1, 1, 2, 3, 5});
+  c.experts = pick(random, {1, 2, 5, 7, 37, 67});
+  c.d = pick(random, {1, 8, 23, 32, 64, 100, 131});
+  c.h = pick(random, {1, 5, 8, 31, 64, 72, 128, 137});
+  c.dtype = kTypes[i % 6].x;
+  c.w_dtype = kTypes[i % 6].w;
+  c.precision = c.dtype == DType::f32 ? static_cast<Precision>(i / 6 % 3) : Precision::ieee;
+  c.pattern = static_cast<Pattern>(random() % 5);
+  c.kn = random() % 2;
+  c.routed = random() % 2;
+  c.gate = random() % 2;
+  c.bias = random() % 2;
+  c.relu = random() % 2;
+  c.reduce = random() % 2;
+  c.dot = random() % 2;
+  c.out = !c.dot || random() % 3;
+  c.other_routed = random() % 2;
+  c.gap = pick(random, {0, 0, 1, 2, 4, 8});
+  c.offset = pick(random, {0, 0, 0, 1, 2});
+  return c;
+}
+
+// The tile that the shape would not have chosen.
+void run_large(const Case& c, Random& random) {
+  const auto half = [&](auto t, auto w) {
+    using T = decltype(t);
+    using W = decltype(w);
+    c.kn ? run_product<HalfLarge<T, W, true>>(c, "large", random)
+         : run_product<HalfLarge<T, W, false>>(c, "large", random);
+  };
+  if (c.h == 1) return;  // the launcher would take either layout for the other
+  if (c.dtype == DType::bf16) c.w_dtype == DType::f32 ? half(bf16(), float()) : half(bf16(), bf16());
+  if (c.dtype == DType::f16) c.w_dtype == DType::f32 ? half(f16(), float()) : half(f16(), f16());
+}
+
+}  // namespace
+}  // namespace sysgen
+
+int main(int argc, char** argv) {
+  using namespace sysgen;
+  const int count = argc > 1 ? std::atoi(argv[1]) : 120;
+  Random random(argc > 2 ? std::atoi(argv[2]) : 1);
+  try {
+    for (const auto& type : kTypes)  // nothing to do, or nothing to sum
+      for (const auto& [tokens, k, experts, d, h] :
+           {std::tuple(0, 2, 3, 8, 8), std::tuple(5, 0, 3, 8, 8), std::tuple(5, 2, 0, 8, 8),
+            std::tuple(5, 2, 3, 0, 8), std::tuple(5, 2, 3, 8, 0), std::tuple(0, 0, 0, 0, 0)})
+        for (bool reduce : {false, true}) {
+          Case c{tokens, k, experts, d, h, type.x, type.w};
+          c.reduce = reduce;
+          c.bias = c.dot = true;
+          run_dispatched(c, random);
+        }
+    for (int i = 0; i < count; ++i) {
+      const Case c = random_case(random, i);
+      run_dispatched(c, random);
+      run_large(c, random);
+    }
+  } catch (const std::exception& e) {
+    std::printf("FAILED: %s\n", e.what());
+    return 1;
+  }
+  return test::finish("cvmm_fwd");
+}
