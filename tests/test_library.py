@@ -1,0 +1,294 @@
+"""Every registered op, and how the public functions behave inside torch: compile, fake tensors, views, transforms."""
+
+import functools
+
+import pytest
+import torch
+from support import place, routes, values
+from torch._subclasses import FakeTensorMode
+
+from sysgen import ops
+
+REGISTERED = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sysgen::"))
+
+
+def tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=7, num_experts=3, requires_grad=False):
+    """Arguments that the samples below share. Accumulator dtype for gate and bias."""
+    g = torch.Generator().manual_seed(0)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    made = {
+        "x": values(g, (*lead, d), dtype, device),
+        "rows": values(g, (*lead, k, d), dtype, device),
+        "weight": values(g, (num_experts, d, h), dtype, device),
+        "gate": values(g, (*lead, k), accumulator, device),
+        "bias": values(g, (num_experts, h), accumulator, device),
+        "y": values(g, (*lead, h), dtype, device),
+        "y_rows": values(g, (*lead, k, h), dtype, device),
+    }
+    return {
+        **{n: t.requires_grad_(requires_grad) for n, t in made.items()},
+        "ids": routes(g, lead, k, num_experts, device),
+    }
+
+
+def samples(dtype=torch.float32, device="cpu", **sizes):
+    """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
+    t = tensors(dtype, device, **sizes)
+    r = ops.route(t["ids"], t["weight"].shape[0])
+    route, wide = r[:3], torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    x, rows, w, gate, bias, y, y_rows = (t[n] for n in ("x", "rows", "weight", "gate", "bias", "y", "y_rows"))
+    return {
+        "route_fwd": [(t["ids"], 3), (t["ids"].int(), 3)],
+        "cvmm_fwd": [
+            (x, w, *route, gate, bias, True, 0, 0),
+            (rows, w.mT.contiguous().mT, *route, None, None, False, 1, 0),
+        ],
+        "cvmm_bwd_x": [(y, w, *route, gate, x, True, 0), (y_rows, w, *route, None, rows, False, 0)],
+        "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
+        "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
+    }
+
+
+def overload(name):
+    return getattr(torch.ops.sysgen, name.removeprefix("sysgen::")).default
+
+
+def each_sample(**options):
+    for name, calls in samples(**options).items():
+        for arguments in calls:
+            yield overload(name), arguments
+
+
+def test_every_registered_op_has_samples():
+    assert sorted(f"sysgen::{name}" for name in samples()) == REGISTERED
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_opcheck(name):
+    for arguments in samples()[name.removeprefix("sysgen::")]:
+        torch.library.opcheck(overload(name), arguments)
+
+
+def test_fake_kernels_agree_with_the_kernels(device):
+    """Shape, dtype, strides and device, for sizes that include zero."""
+    sizes = [{}, {"lead": (0,)}, {"k": 0}, {"d": 0}, {"h": 0}]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for size in sizes:
+            for op, arguments in each_sample(dtype=dtype, device=device, **size):
+                real = op(*arguments)
+                with FakeTensorMode() as mode:
+                    fake = op(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments])
+                for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (real, fake)), strict=True):
+                    assert (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), b.device), op
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_bare_op_refuses_to_lose_a_gradient(name):
+    op = overload(name)
+    for arguments in samples()[name.removeprefix("sysgen::")]:
+        for i, argument in enumerate(arguments):
+            if not isinstance(argument, torch.Tensor) or not argument.is_floating_point():
+                continue
+            tracked = list(arguments)
+            tracked[i] = argument.detach().requires_grad_()
+            with pytest.raises(RuntimeError, match="has no derivative of its own"):
+                op(*tracked)
+            with torch.no_grad():
+                op(*tracked)
+            with torch.autograd.forward_ad.dual_level():
+                tracked[i] = torch.autograd.forward_ad.make_dual(argument, torch.ones_like(argument))
+                with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                    op(*tracked)
+
+
+def test_negated_views_are_resolved():
+    for op, arguments in each_sample():
+        plain = op(*arguments)
+        negated = [
+            torch._neg_view(-a) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
+        ]
+        for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (plain, op(*negated)))):
+            assert torch.equal(a, b), op
+
+
+# ---- the public functions
+
+
+def layer(x, ids, gate, w_up, w_down, b_up, activation="gelu"):
+    """All of them at once."""
+    r = ops.route(ids, w_up.shape[0])
+    hidden = ops.cvmm(x, r, w_up, bias=b_up).relu()
+    y = ops.cvmm(hidden, r, w_down, gate=gate, reduce=True)
+    return y + ops.moe_ffn(x, ids, gate, w_up, w_down, b_up=b_up, activation=activation)
+
+
+def layer_arguments(lead=(6,), k=2, num_experts=3, dtype=torch.float32, device="cpu"):
+    t = tensors(dtype, device, lead, k, num_experts=num_experts)
+    w_down = t["weight"].mT.contiguous()
+    leaves = [u.requires_grad_() for u in (t["x"], t["gate"], t["weight"], w_down, t["bias"])]
+    return [leaves[0], t["ids"], *leaves[1:]], leaves
+
+
+def results_of(function, **sizes):
+    arguments, leaves = layer_arguments(**sizes)
+    y = function(*arguments)
+    return [y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+def assert_same(function, expected, **sizes):
+    for a, b in zip(results_of(function, **sizes), results_of(expected, **sizes)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dynamic", [False, True, None])
+def test_compile_forward_and_backward(device, dynamic):
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=count)
+    sizes = [{"lead": (n,)} for n in (6, 9, 13, 24)]
+    for size in sizes:
+        assert_same(compiled, layer, device=device, **size)
+    assert len(graphs) <= {True: 1, None: 2, False: len(sizes)}[dynamic], "recompiled for another number of tokens"
+
+
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    plain = functools.partial(layer, activation="relu")  # inductor has a gelu of its own
+    assert_same(torch.compile(plain, fullgraph=True), plain, lead=(3, 4))
+
+
+def test_compile_under_autocast(device):
+    torch._dynamo.reset()
+
+    def under_autocast(*arguments):
+        with torch.autocast(device, torch.bfloat16):
+            return layer(*arguments)
+
+    compiled = torch.compile(under_autocast, fullgraph=True, backend="aot_eager")
+    y = compiled(*layer_arguments(device=device)[0])
+    assert y.dtype == torch.bfloat16
+    for a, b in zip(results_of(compiled, device=device), results_of(under_autocast, device=device)):
+        assert torch.equal(a, b)
+
+
+def test_export():
+    arguments, _ = layer_arguments()
+
+    class Layer(torch.nn.Module):
+        def forward(self, *arguments):
+            return layer(*arguments)
+
+    tokens = torch.export.Dim("tokens", min=2)
+    shapes = ({0: tokens}, {0: tokens}, {0: tokens}, None, None, None)
+    exported = torch.export.export(Layer(), tuple(arguments), dynamic_shapes=(shapes,))
+    other, _ = layer_arguments(lead=(11,))
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(*other), layer(*other))
+    with pytest.raises(RuntimeError, match="has no derivative of its own"):  # an exported graph is for inference
+        exported.module()(*other)
+
+
+@pytest.mark.parametrize("where", ["meta", "fake"])
+def test_shapes_without_data(where):
+    arguments, _ = layer_arguments(lead=(2, 3))
+    expected = layer(*arguments)
+    if where == "meta":
+        y = layer(*[a.detach().to("meta") for a in arguments])
+    else:
+        with FakeTensorMode() as mode:
+            y = layer(*[mode.from_tensor(a) for a in arguments])
+            y.sum().backward()
+    assert y.shape == expected.shape and y.dtype == expected.dtype
+
+
+def test_a_fake_tensor_cannot_reach_the_core():
+    from sysgen._load import core
+
+    with FakeTensorMode() as mode:
+        ids = mode.from_tensor(torch.zeros(3, 2, dtype=torch.int64))
+    out = [torch.empty(n, dtype=torch.int32) for n in (6, 6, 3)]
+    with pytest.raises((ValueError, RuntimeError, TypeError)):
+        core.route_fwd(ids, 2, *out, None, 1, 0)
+
+
+def test_negated_views_through_the_public_functions():
+    arguments, leaves = layer_arguments()
+    y = layer(*arguments)
+    negated = [torch._neg_view(-a.detach()).requires_grad_() if a.is_floating_point() else a for a in arguments]
+    assert torch.equal(layer(*negated), y)
+    expected = torch.autograd.grad(y.sum(), leaves)
+    again = torch.autograd.grad(layer(*negated).sum(), [a for a in negated if a.is_floating_point()])
+    for a, b in zip(expected, again):
+        assert torch.equal(a, b)
+
+
+def test_double_backward_through_all():
+    arguments, leaves = layer_arguments(lead=(3,), dtype=torch.float64)
+    ids = arguments[1]
+    torch.autograd.gradgradcheck(lambda x, *rest: layer(x, ids, *rest), leaves)
+
+
+def test_activation_checkpointing():
+    from torch.utils.checkpoint import checkpoint
+
+    assert_same(lambda *arguments: checkpoint(layer, *arguments, use_reentrant=False), layer)
+
+
+def test_vmap_without_gradients():
+    t = tensors()
+    x = torch.stack([t["x"], 2 * t["x"]])
+    y = torch.vmap(lambda row: ops.cvmm(row, t["ids"], t["weight"], gate=t["gate"]))(x)
+    for a, b in zip(y, x):
+        assert torch.equal(a, ops.cvmm(b, t["ids"], t["weight"], gate=t["gate"]))
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "jacrev", "jacfwd", "vmap of grad"])
+def test_function_transforms_refuse(transform):
+    """None of them may return a derivative that leaves the op out."""
+    t = tensors()
+
+    def function(x):
+        return ops.cvmm(x, t["ids"], t["weight"]).sum()
+
+    calls = {
+        "grad": lambda x: torch.func.grad(function)(x),
+        "jvp": lambda x: torch.func.jvp(function, (x,), (x,)),
+        "jacrev": lambda x: torch.func.jacrev(function)(x),
+        "jacfwd": lambda x: torch.func.jacfwd(function)(x),
+        "vmap of grad": lambda x: torch.vmap(torch.func.grad(function))(x.expand(2, *x.shape)),
+    }
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        calls[transform](t["x"])
+
+
+def test_forward_mode_refuses():
+    t = tensors()
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(t["x"], torch.ones_like(t["x"]))
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            ops.cvmm(x, t["ids"], t["weight"])
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            ops.moe_ffn(x, t["ids"], t["gate"], t["weight"], t["weight"].mT.contiguous())
+
+
+def test_inference_mode():
+    arguments, _ = layer_arguments()
+    expected = layer(*arguments)
+    with torch.inference_mode():
+        assert torch.equal(layer(*arguments), expected)
+
+
+def test_results_are_written_to_memory_of_their_own():
+    """No output aliases an input, so that in-place changes of a result are safe."""
+    for op, arguments in each_sample():
+        before = [place(a, "contiguous").clone() for a in arguments if isinstance(a, torch.Tensor)]
+        outputs = op(*arguments)
+        for out in outputs if isinstance(outputs, tuple) else (outputs,):
+            out.fill_(1)
+        for a, b in zip((a for a in arguments if isinstance(a, torch.Tensor)), before):
+            assert torch.equal(a, b), op
