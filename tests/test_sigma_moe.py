@@ -91,8 +91,8 @@ def test_selection_rows_have_equal_norms(d_model, num_experts):
     layer = SigmaMoE(d_model, num_experts, 4, 1, num_layers=8, dtype=torch.float64)
     norms = layer.expert_sel.norm(dim=1)
     torch.testing.assert_close(norms, torch.full_like(norms, math.sqrt(2 / 8)))
-    rms = layer.expert_sel.square().mean().sqrt()
-    torch.testing.assert_close(float(rms), math.sqrt(2 / 8 / d_model))
+    rms = layer.expert_sel.square().mean().sqrt().item()
+    torch.testing.assert_close(rms, math.sqrt(2 / 8 / d_model))
 
 
 def test_seed_determines_the_layer():
@@ -195,7 +195,8 @@ def test_expert_dropout_masks_the_scores(selection, rate, k):
     y = layer(x)
     torch.manual_seed(1)
     mask = (torch.rand(60, 7, dtype=torch.float64) >= rate).double()
-    assert 0 < mask.sum(1).min() + rate and mask.sum(1).max() > 0  # the mask leaves something
+    left = mask.sum(1)
+    assert left.max() > 0 and (rate == 0.3 or left.min() < k)  # both kinds of tokens occur
     assert_same(y, token_by_token(layer, x, mask), layer, x)
 
 
@@ -337,18 +338,27 @@ def step(function, layer, x, return_aux):
     return {"y": y.detach(), "aux": aux.detach(), **{n: p.grad.clone() for n, p in layer.named_parameters()}}
 
 
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()  # otherwise all these layers count as recompilations of one forward
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("return_aux", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_compile_fullgraph(return_aux, dropout, selection):
     layer = make(bias=True, selection=selection, dropout=dropout, expert_dropout=0.3)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (11, 5):
+    for n, stance in ((11, "default"), (5, "fail_on_recompile")):
         x = torch.randn(2, n, 6, dtype=torch.float64)
-        torch.testing.assert_close(step(compiled, layer, x, return_aux), step(layer, layer, x, return_aux))
+        with torch.compiler.set_stance(stance):
+            actual = step(compiled, layer, x, return_aux)
+        torch.testing.assert_close(actual, step(layer, layer, x, return_aux))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compile_with_inductor():
     layer = make(bias=True)
     x = torch.randn(2, 11, 6, dtype=torch.float64)
@@ -458,7 +468,7 @@ def test_released_parameters_that_do_not_fit():
     ]:
         with pytest.raises(ValueError, match=message):
             load_released_state_dict(layer, {**state, **change})
-    with pytest.raises(ValueError, match="missing: .*bias"):
+    with pytest.raises(ValueError, match=r"missing: .*bias"):
         load_released_state_dict(make(bias=True), state)
     with pytest.raises(ValueError, match="0 MoE layers"):
         load_released_state_dict(layer, {})
@@ -501,5 +511,5 @@ def test_bad_input_shape(shape):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_bad_input_dtype(dtype):
-    with pytest.raises(TypeError, match="dtype|x must be"):
+    with pytest.raises(TypeError, match=r"dtype|x must be"):
         make()(torch.ones(3, 6, dtype=dtype))
