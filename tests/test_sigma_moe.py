@@ -45,10 +45,10 @@ def token_by_token(layer, x, mask=None):
             total = sum(torch.exp(v) for v in z)
             s = [torch.exp(v) / total for v in z]
         s = [a * m for a, m in zip(s, keep)]
-        chosen = sorted(range(layer.num_experts), key=lambda e: (-float(s[e]), e))[: layer.k]
+        chosen = sorted(range(layer.num_experts), key=lambda e: (-s[e].item(), e))[: layer.k]
         if layer.selection == "softmax_after_topk":  # Eq. F.3
             total = sum(s[e] for e in chosen)
-            s = [a / total if float(total) > 0 else a for a in s]
+            s = [a / total if total.item() > 0 else a for a in s]
         y = token.new_zeros(layer.d_out) if layer.o_bias is None else layer.o_bias
         for e in chosen:
             u = token @ layer.keys[e]
