@@ -1,5 +1,6 @@
 """Imports the compiled core, or says what to do when it is not there."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -25,4 +26,11 @@ def _load():
         raise ImportError(f"sysgen._core cannot be loaded: {error}. Rebuild it with 'pip install .'.") from error
 
 
+def _check_isa(wanted):
+    """The core itself falls back to the best level when it does not know the wanted one."""
+    if wanted and wanted not in core.cpu_isas():
+        raise ValueError(f"SYSGEN_CPU_ISA must be one of {', '.join(core.cpu_isas())} on this machine, got {wanted!r}")
+
+
 core = _load()
+_check_isa(os.environ.get("SYSGEN_CPU_ISA"))
