@@ -12,7 +12,8 @@ struct Case {
   DType dtype, w_dtype;
   Precision precision = Precision::ieee;
   Pattern pattern = Pattern::dropping;
-  bool kn = true, routed = false, gate = false, bias = false, relu = false, reduce = false, dot = false, out = true;
+  bool kn = true, routed = false, gate = false, bias = false, relu = false, reduce = false, dot = false,
+       out = true;
   bool other_routed = true;
   int gap = 0, offset = 0;
 };
@@ -22,7 +23,8 @@ std::string describe(const Case& c, const char* product) {
              name_of(c.dtype), "/", name_of(c.w_dtype), " precision ", int(c.precision), " pattern ",
              int(c.pattern), c.kn ? " kn" : " nk", c.routed ? " routed" : "", c.gate ? " gate" : "",
              c.bias ? " bias" : "", c.relu ? " relu" : "", c.reduce ? " reduce" : "", c.dot ? " dot" : "",
-             c.out ? "" : " no-out", c.other_routed ? "" : " other-shared", " gap ", c.gap, " offset ", c.offset);
+             c.out ? "" : " no-out", c.other_routed ? "" : " other-shared", " gap ", c.gap, " offset ",
+             c.offset);
 }
 
 // launch(args): runs the kernels and provides the scratch.
@@ -73,7 +75,8 @@ void run(const Case& c, const char* product, Random& random, Scratch scratch_byt
   }
 
   // Bounds: u is a sum of d products, each off by 2 roundings of its factors (tf32: 2^-11 each; three tf32
-  // products: what is left out is below 3 * 2^-22) plus the accumulation; everything after it is a few roundings.
+  // products: what is left out is below 3 * 2^-22) plus the accumulation; everything after it is a few
+  // roundings.
   const double eps = unit_roundoff(acc), out_eps = unit_roundoff(c.dtype);
   const double factors = c.precision == Precision::tf32 && c.dtype == DType::f32     ? 0x1.01p-10
                          : c.precision == Precision::tf32x3 && c.dtype == DType::f32 ? 3 * 0x1p-22
@@ -116,15 +119,16 @@ void run_dispatched(const Case& c, Random& random) {
 }
 template <class P>
 void run_product(const Case& c, const char* name, Random& random) {
-  run(c, name, random,
+  run(
+      c, name, random,
       [](const CvmmFwdArgs& a) { return scratch_of<P>(a).sorted_bytes + scratch_of<P>(a).dot_bytes; },
       [](const CvmmFwdArgs& a) { launch_product<P>(a, nullptr); });
 }
 
 constexpr struct {
   DType x, w;
-} kTypes[] = {{DType::f64, DType::f64},   {DType::f32, DType::f32}, {DType::bf16, DType::bf16},
-              {DType::f16, DType::f16},   {DType::bf16, DType::f32}, {DType::f16, DType::f32}};
+} kTypes[] = {{DType::f64, DType::f64}, {DType::f32, DType::f32},  {DType::bf16, DType::bf16},
+              {DType::f16, DType::f16}, {DType::bf16, DType::f32}, {DType::f16, DType::f32}};
 
 Case random_case(Random& random, int i) {
   Case c{};

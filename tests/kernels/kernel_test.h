@@ -1,5 +1,6 @@
-// What the kernel tests share: buffers of exactly the needed size (an overrun is an error of the sanitizers), NaN
-// before a kernel writes them, routings made by a plain sort, and a comparison with a bound for every element.
+// What the kernel tests share: buffers of exactly the needed size (an overrun is an error of the sanitizers),
+// NaN before a kernel writes them, routings made by a plain sort, and a comparison with a bound for every
+// element.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -89,14 +91,14 @@ struct Routes {
 
   Routes(int64_t tokens_, int64_t k_, int64_t experts_, std::vector<int> expert_)
       : tokens(tokens_), k(k_), experts(experts_), expert(std::move(expert_)), inverse(expert.size(), -1) {
-    for (int e = 0; e < experts; ++e) {
-      offsets.push_back(static_cast<int32_t>(order.size()));
-      for (size_t r = 0; r < expert.size(); ++r)
-        if (expert[r] == e) inverse[r] = static_cast<int32_t>(order.size()), order.push_back(static_cast<int>(r));
-    }
-    offsets.push_back(static_cast<int32_t>(order.size()));
-    for (size_t r = 0; r < expert.size(); ++r)
-      if (expert[r] < 0) order.push_back(static_cast<int>(r));
+    const auto key = [this](int r) { return expert[r] < 0 ? experts : expert[r]; };
+    order.resize(expert.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key(a) < key(b); });
+    offsets.assign(experts + 1, 0);
+    for (size_t p = 0; p < order.size(); ++p)
+      if (expert[order[p]] >= 0) inverse[order[p]] = static_cast<int32_t>(p), ++offsets[key(order[p]) + 1];
+    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
   }
   int64_t count() const { return tokens * k; }
   Routing view() const { return {order.data(), inverse.data(), offsets.data(), tokens, k, experts}; }
@@ -121,7 +123,8 @@ struct RowBuffer {
   int64_t rows, width, stride;
   bool routed;
   Buffer values;
-  RowBuffer(Random& random, DType dtype, const Routes& routes, int64_t width_, bool routed_, int gap, int offset)
+  RowBuffer(Random& random, DType dtype, const Routes& routes, int64_t width_, bool routed_, int gap,
+            int offset)
       : rows(routed_ ? routes.count() : routes.tokens),
         width(width_),
         stride(width_ + gap),
