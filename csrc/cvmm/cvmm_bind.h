@@ -140,7 +140,7 @@ inline CvmmBwdWArgs cvmm_bwd_w_args(const TensorView& x, const TensorView& dy, c
 // Calls cpu(num_threads), or cuda(scratch, device, stream) after a check of the scratch size.
 template <class Args>
 void run_cvmm(const char* op, Args& args, const TensorView& x, const MaybeTensor& scratch, int num_threads,
-              uintptr_t stream, void (*cpu)(const Args&, int),
+              uintptr_t stream, std::type_identity_t<void (*)(const Args&, int)> cpu,
               std::type_identity_t<int64_t (*)(const Args&)> scratch_bytes,
               std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {
   if (runs_on_cpu(x)) {
@@ -160,6 +160,11 @@ void run_cvmm(const char* op, Args& args, const TensorView& x, const MaybeTensor
 #else
 #define SYSGEN_CUDA_ONLY(F) nullptr
 #endif
+#if defined(SYSGEN_EMULATOR)
+#define SYSGEN_CPU_ONLY(F) nullptr
+#else
+#define SYSGEN_CPU_ONLY(F) F
+#endif
 
 inline void register_cvmm(pybind11::module_& m) {
   using T = const TensorView&;
@@ -169,13 +174,13 @@ inline void register_cvmm(pybind11::module_& m) {
            bool reduce, int activation, int precision, int num_threads, uintptr_t stream) {
           CvmmFwdArgs a = cvmm_fwd_args(x, w, order, inverse, offsets, gate, bias, out, other, dot, reduce,
                                         activation, precision);
-          run_cvmm("cvmm", a, x, scratch, num_threads, stream, &cvmm_fwd_cpu,
+          run_cvmm("cvmm", a, x, scratch, num_threads, stream, SYSGEN_CPU_ONLY(&cvmm_fwd_cpu),
                    SYSGEN_CUDA_ONLY(&cvmm_fwd_cuda_scratch_bytes), SYSGEN_CUDA_ONLY(&cvmm_fwd_cuda));
         });
   m.def("cvmm_bwd_w", [](T x, T dy, T order, T inverse, T offsets, M gate, T dw, M scratch, int precision,
                          int num_threads, uintptr_t stream) {
     CvmmBwdWArgs a = cvmm_bwd_w_args(x, dy, order, inverse, offsets, gate, dw, precision);
-    run_cvmm("cvmm_bwd_w", a, x, scratch, num_threads, stream, &cvmm_bwd_w_cpu,
+    run_cvmm("cvmm_bwd_w", a, x, scratch, num_threads, stream, SYSGEN_CPU_ONLY(&cvmm_bwd_w_cpu),
              SYSGEN_CUDA_ONLY(&cvmm_bwd_w_cuda_scratch_bytes), SYSGEN_CUDA_ONLY(&cvmm_bwd_w_cuda));
   });
 #if defined(SYSGEN_WITH_CUDA)
@@ -193,5 +198,6 @@ inline void register_cvmm(pybind11::module_& m) {
 }
 
 #undef SYSGEN_CUDA_ONLY
+#undef SYSGEN_CPU_ONLY
 
 }  // namespace sysgen

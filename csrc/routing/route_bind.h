@@ -36,7 +36,9 @@ inline void route_fwd(const TensorView& experts, int64_t num_experts, const Tens
                  static_cast<int32_t*>(inverse.data),
                  static_cast<int32_t*>(offsets.data),
                  scratch ? scratch->data : nullptr};
+#if !defined(SYSGEN_EMULATOR)
   if (runs_on_cpu(experts)) return route_fwd_cpu(args, num_threads);
+#endif
 #if defined(SYSGEN_WITH_CUDA)
   if (runs_on_cuda(experts)) {
     check(scratch && scratch->numel() >= route_cuda_scratch_bytes(num_routes, num_experts), op,
@@ -44,7 +46,7 @@ inline void route_fwd(const TensorView& experts, int64_t num_experts, const Tens
     return route_fwd_cuda(args, experts.device_index, reinterpret_cast<void*>(stream));
   }
 #endif
-  (void)stream;
+  (void)stream, (void)num_threads;
   no_device(op, experts);
 }
 
