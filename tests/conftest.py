@@ -11,6 +11,7 @@ from typing import Callable, NamedTuple
 
 import pytest
 import torch
+from emulated_core import emulated
 from hypothesis import HealthCheck, settings
 
 import sysgen
@@ -59,6 +60,7 @@ def _cpu_isa(name):
 BACKENDS = [
     pytest.param(Backend("reference", sysgen.reference, dtypes=(torch.float64, torch.float32)), id="reference"),
     *(pytest.param(Backend("cpu", active=lambda isa=isa: _cpu_isa(isa)), id=f"cpu-{isa}") for isa in core.cpu_isas()),
+    pytest.param(Backend("emulated", active=emulated), id="emulated"),
     pytest.param(Backend("cuda", device="cuda"), id="cuda", marks=pytest.mark.cuda),
 ]
 
