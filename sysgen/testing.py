@@ -59,7 +59,19 @@ def assert_within(actual, value, bound, what="result"):
     return float((error / bound).max()) if error.numel() else 0.0
 
 
-def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, magnitude=None, direction=None, what=""):
+def check_op(
+    op,
+    reference,
+    inputs,
+    *,
+    lengths,
+    roundings=None,
+    intermediate=None,
+    as_seen=None,
+    magnitude=None,
+    direction=None,
+    what="",
+):
     """Compares the result of ``op`` and the gradients of all inputs that require one with ``reference`` in float64.
 
     Args:
@@ -68,7 +80,8 @@ def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, ma
         inputs: keyword arguments by name.
         lengths: for ``"output"`` and each differentiated input (its gradient), the lengths of the sums that a term
             passes through, as :func:`error_bound` takes them.
-        roundings: by the same names, the number of intermediates rounded to the output's dtype (default 0).
+        roundings: by the same names, the number of intermediates that are rounded (default 0).
+        intermediate: dtype to which they are rounded (default the output's).
         as_seen: inputs by name as the kernel sees them, where that differs (a float32 master weight, rounded).
         magnitude: function of the same arguments that bounds the sum of the absolute values of all terms when all
             inputs are their absolute values (default ``reference``).
@@ -96,7 +109,9 @@ def check_op(op, reference, inputs, *, lengths, roundings=None, as_seen=None, ma
     worst = {}
     for name, actual in results.items():
         rounded = (roundings or {}).get(name, 0)
-        bound = error_bound(values[name], sizes[name], actual.dtype, lengths[name], rounded, output.dtype)
+        bound = error_bound(
+            values[name], sizes[name], actual.dtype, lengths[name], rounded, intermediate or output.dtype
+        )
         worst[name] = assert_within(actual, values[name], bound, f"{what} {name}".strip())
     return worst
 

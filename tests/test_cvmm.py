@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from support import DTYPES, HALF, check_cvmm, dtype_id, place, routes, values
+from support import DTYPES, HALF, check_cvmm, dtype_id, longest, place, routes, values
 
 from sysgen import ops, reference
-from sysgen.testing import check_gradients
+from sysgen.testing import check_gradients, check_op
 
 BOOLEANS = (False, True)
 
@@ -147,6 +147,42 @@ def test_derivatives_of_third_order(backend):
         return torch.autograd.grad(y.square().sum(), (x, weight, gate, bias), create_graph=True)
 
     check_gradients(gradients, tuple(inputs[n] for n in ("x", "weight", "gate", "bias")))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=dtype_id)
+def test_second_derivatives_in_every_dtype(compiled, dtypes):
+    """Each gradient is linear in the other arguments, so that it is checked like a product of its own."""
+    for routed, reduce in itertools.product(BOOLEANS, repeat=2):
+        inputs = make_inputs(
+            (31,), 2, 13, 9, 4, dtypes, compiled.device, routed=routed, reduce=reduce, gate=True, bias=False
+        )
+        n, half = longest(inputs["experts"]), dtypes[0] in HALF
+        y = ops.cvmm(**inputs)
+        inputs["dy"] = values(torch.Generator().manual_seed(1), y.shape, y.dtype, y.device).requires_grad_()
+        lengths = {"x": (9, 2), "weight": (n,), "gate": (13, 9), "dy": (13, 2)}
+        roundings = {"weight": 1} if half else {}
+
+        def gradient(function, name):
+            def call(dy, **arguments):
+                leaf = arguments[name].detach().requires_grad_()  # its own gradient does not depend on it
+                return torch.autograd.grad(function(**{**arguments, name: leaf}), leaf, dy, create_graph=True)[0]
+
+            return call
+
+        for name in ("x", "weight", "gate"):
+            size = inputs[name].shape
+            direction = values(torch.Generator().manual_seed(2), size, dtypes[0], y.device).to(inputs[name].dtype)
+            check_op(
+                gradient(ops.cvmm, name),
+                gradient(reference.cvmm, name),
+                {**inputs, name: inputs[name].detach()},
+                lengths={**lengths, "output": lengths[name]},
+                roundings={**roundings, "output": roundings.get(name, 0)},
+                intermediate=dtypes[0],
+                as_seen={"weight": inputs["weight"].detach().to(dtypes[0])},
+                direction=direction,
+                what=f"gradient by {name}, routed={routed} reduce={reduce},",
+            )
 
 
 @pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2], DTYPES[4]], ids=dtype_id)
