@@ -8,8 +8,8 @@ namespace {
 template <class T>
 using Half = HalfProduct<T, T, 128, 128, 2, 4, true, true, 4, 2>;
 template <bool X3>
-using Tf32 = Tf32Product<X3, 128, 128, 2, 4, true, 4, 2>;
-using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 4>;
+using Tf32 = Tf32Product<X3, 128, X3 ? 64 : 128, X3 ? 4 : 2, X3 ? 2 : 4, true, 4, 2>;
+using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 3>;
 using SimtDouble = SimtProduct<double, 4, 2, 4, 16, 2, 3>;
 
 template <class F>

@@ -5,12 +5,15 @@
 namespace sysgen {
 namespace {
 
+// Stages: as many as let two large tiles (four small ones) share the 164 KiB of an sm_80 multiprocessor.
+template <class W, bool KN>
+constexpr int kStages = sizeof(W) == 4 || !KN ? 3 : 4;
 template <class T, class W, bool KN>
-using HalfLarge = HalfProduct<T, W, 128, 128, 2, 4, false, KN, sizeof(W) == 4 ? 3 : 4, 2>;
+using HalfLarge = HalfProduct<T, W, 128, 128, 2, 4, false, KN, kStages<W, KN>, 2>;
 template <class T, class W, bool KN>
-using HalfSmall = HalfProduct<T, W, 64, 64, 2, 2, false, KN, sizeof(W) == 4 ? 3 : 4, 4>;
+using HalfSmall = HalfProduct<T, W, 64, 64, 2, 2, false, KN, kStages<W, KN>, 4>;
 template <bool X3>
-using Tf32 = Tf32Product<X3, 128, 128, 2, 4, false, 4, 2>;
+using Tf32 = Tf32Product<X3, 128, X3 ? 64 : 128, X3 ? 4 : 2, X3 ? 2 : 4, false, 4, 2>;
 using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 4>;
 using SimtDouble = SimtProduct<double, 4, 2, 4, 16, 2, 3>;
 
@@ -115,7 +118,7 @@ void launch_product(const CvmmFwdArgs& a, void* stream) {
   if (routes > 0 && n_tiles > 0 && (a.out || a.dot)) {
     const int64_t tiles = routes / P::BM + a.route.num_experts + 1;
     const LaunchConfig config{dim3(grid_x("cvmm", tiles * n_tiles)), dim3(P::THREADS),
-                              sizeof(typename P::Shared)};
+                              sizeof(CvmmFwdShared<P>)};
     SYSGEN_LAUNCH(cvmm_fwd_kernel<P>, config, stream, k);
   }
   if (a.out && a.reduce && a.route.num_tokens > 0 && a.h > 0) {

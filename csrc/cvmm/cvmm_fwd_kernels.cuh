@@ -38,6 +38,12 @@ __device__ __forceinline__ i64 tile_base(const int* offsets, i64 e) {
 }
 
 template <class P>
+union CvmmFwdShared {
+  typename P::Shared tiles;
+  Acc<typename P::T> sums[P::WARPS_N][P::BM];  // of store_dots, when the tiles are done with
+};
+
+template <class P>
 __device__ __forceinline__ void clear_tile(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
                                            const int (&route)[P::BM], int rows, int n_tile) {
   const i64 n0 = i64(n_tile) * P::BN;
@@ -58,6 +64,7 @@ __device__ __forceinline__ void store_dots(const CvmmFwdKernelArgs<typename P::T
                                            int n_tile) {
   using T = typename P::T;
   const i64 n0 = i64(n_tile) * P::BN;
+  __syncthreads();  // everybody is done with the tiles, whose memory holds the sums
 #pragma unroll
   for (int i = 0; i < P::ROWS; ++i) {
     const int m = product.row(i);
@@ -96,9 +103,9 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
   using W = typename P::W;
   SYSGEN_SHARED(int, route, [P::BM]);   // of the tile's rows
   SYSGEN_SHARED(i64, source, [P::BM]);  // where their rows of x begin
-  SYSGEN_SHARED(Acc<T>, sums, [P::WARPS_N][P::BM]);
   Smem smem;
-  auto& shared = smem.array<typename P::Shared>();
+  auto& memory = smem.array<CvmmFwdShared<P>>();
+  auto& shared = memory.tiles;
 
   const i64 tile = blockIdx.x / a.n_tiles;
   const int n_tile = blockIdx.x % a.n_tiles;
@@ -162,7 +169,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
         for (int i = 0; i < P::ROWS; ++i) product.at(i, j, l) += b;
       }
   }
-  if (a.dot || a.dot_tiles) store_dots(a, product, route, sums, row0, rows, n_tile);
+  if (a.dot || a.dot_tiles) store_dots(a, product, route, memory.sums, row0, rows, n_tile);
   if (!a.out && !a.sorted) return;
 #pragma unroll
   for (int i = 0; i < P::ROWS; ++i) {

@@ -65,21 +65,16 @@ __device__ __forceinline__ i64 warp_search(i64 n, Key key, i64 target) {
 
 // ---- global to shared memory
 // One 16-byte chunk: its first n elements from src, zeros for the rest. n and both addresses are multiples of
-// `vec` bytes.
+// `vec` bytes, which is less than 16.
 template <class T>
-__device__ __forceinline__ void copy_chunk(T* dst, const T* src, i64 n, int vec) {
+__device__ __forceinline__ void copy_pieces(T* dst, const T* src, i64 n, int vec) {
   constexpr int N = 16 / sizeof(T);
-  if (vec == 16) {
-    cp_async<16>(dst, src, n > 0);
-  } else if (vec == 8 || sizeof(T) == 8) {
-#pragma unroll
+  if (vec == 8 || sizeof(T) == 8) {
     for (int i = 0; i < N; i += N / 2) cp_async<8>(dst + i, src + i, i < n);
   } else if constexpr (sizeof(T) < 8) {
     if (vec == 4 || sizeof(T) == 4) {
-#pragma unroll
       for (int i = 0; i < N; i += N / 4) cp_async<4>(dst + i, src + i, i < n);
     } else {
-#pragma unroll
       for (int i = 0; i < N; ++i) dst[i] = i < n ? src[i] : from_acc<T>(0);
     }
   }
@@ -92,12 +87,21 @@ __device__ __forceinline__ void load_rows(T (&tile)[ROWS][PITCH], i64 c0, i64 co
                                           Place place) {
   constexpr int N = 16 / sizeof(T), CHUNKS = COLS / N;
   static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
-#pragma unroll
-  for (int i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
+  const auto copy = [&](int i, auto chunk) {
     const int index = threadIdx.x + i * THREADS, row = index / CHUNKS, col = index % CHUNKS * N;
     bool valid;
-    const T* src = source(row, valid);
-    copy_chunk(&tile[row][place(row, col)], src + c0 + col, valid ? columns - c0 - col : 0, vec);
+    const T* src = source(row, valid) + c0 + col;
+    chunk(&tile[row][place(row, col)], src, valid ? columns - c0 - col : 0);
+  };
+  constexpr int COUNT = ROWS * CHUNKS / THREADS;
+  if (vec == 16) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      copy(i, [](T* dst, const T* src, i64 n) { cp_async<16>(dst, src, n > 0); });
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < COUNT; ++i)
+      copy(i, [vec](T* dst, const T* src, i64 n) { copy_pieces(dst, src, n, vec); });
   }
 }
 
@@ -105,7 +109,7 @@ __device__ __forceinline__ void load_rows(T (&tile)[ROWS][PITCH], i64 c0, i64 co
 template <int THREADS, int ROWS, class T, int COLS, int PITCH, class Source>
 __device__ __forceinline__ void load_transposed(T (&tile)[COLS][PITCH], i64 c0, i64 columns, Source source) {
   static_assert(COLS % 8 == 0 && ROWS * COLS % THREADS == 0, "a warp copies 4 rows of 8 elements");
-#pragma unroll
+#pragma unroll 2  // more would keep more addresses than there are registers
   for (int i = 0; i < ROWS * COLS / THREADS; ++i) {
     const int index = threadIdx.x + i * THREADS;
     const int row = index / 8 % ROWS, col = index % 8 + index / (8 * ROWS) * 8;
@@ -163,13 +167,12 @@ __device__ __forceinline__ void store_row(const P& product, int i, Out* row, i64
       static_assert(P::LEN == 2 && P::RUN_STRIDE == 8 && P::RUNS % 4 == 0, "4 runs make 16 bytes a lane");
 #pragma unroll
       for (int j = 0; j < P::RUNS; j += 4) {
-        Vec<u32, 4> packed;
+        u32 packed[4];
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
-          packed.v[n] = pack2<Out>(product.at(i, j + n, 0), product.at(i, j + n, 1));
-        transpose_quad(packed.v);
+        for (int n = 0; n < 4; ++n) packed[n] = pack2<Out>(product.at(i, j + n, 0), product.at(i, j + n, 1));
+        transpose_quad(packed);
         const i64 col = n0 + product.col(j) - 2 * (lane_id() & 3) + 8 * (lane_id() & 3);
-        if (row && col < columns) *reinterpret_cast<Vec<u32, 4>*>(row + col) = packed;
+        if (row && col < columns) store_16(row + col, packed);
       }
       return;
     }

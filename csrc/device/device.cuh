@@ -136,6 +136,14 @@ __device__ __forceinline__ u32 to_tf32(float f) {
   return r;
 }
 
+// ---- registers to global memory: 16 bytes at an address that is aligned to them; left to itself the
+// compiler may split the store
+__device__ __forceinline__ void store_16(void* p, const u32 (&v)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(p)), "r"(v[0]),
+               "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
 // ---- scalar conversions, round to nearest even
 // ------------------------------------------------------------------
 __device__ __forceinline__ float to_float(float v) { return v; }

@@ -111,6 +111,14 @@ void __stcs(T* p, std::type_identity_t<T> value) {
 
 namespace sysgen {
 
+inline void store_16(void* p, const u32 (&v)[4],
+                     const emulator::Location& at = emulator::Location::current()) {
+  if (reinterpret_cast<uintptr_t>(p) % 16)
+    emulator::fail(at, "store_16: the address %p is not aligned to it", p);
+  if (emulator::in_shared(p, 16)) emulator::fail(at, "store_16: the address %p is shared memory", p);
+  std::memcpy(p, v, 16);
+}
+
 // ---- ordered accesses
 // ---------------------------------------------------------------------------------------
 

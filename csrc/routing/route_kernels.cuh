@@ -10,7 +10,7 @@
 namespace sysgen {
 
 struct RouteTile {
-  static constexpr int THREADS = 256, WARPS = THREADS / 32, ROUNDS = 16;
+  static constexpr int THREADS = 256, WARPS = THREADS / 32, ROUNDS = 8;
   static constexpr int SEGMENT = 32 * ROUNDS;   // keys of one warp, in order
   static constexpr int KEYS = WARPS * SEGMENT;  // keys of one block
   static constexpr int MAX_DIGITS = 2048;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(RouteTile::THREADS) route_scan_digits_kernel(c
 
 // Moves every key to bases[digit] + tiles before + warps before + rounds before + lanes before with its
 // digit.
-__global__ void __launch_bounds__(RouteTile::THREADS, 3) route_scatter_kernel(const RouteArgsDevice a) {
+__global__ void __launch_bounds__(RouteTile::THREADS) route_scatter_kernel(const RouteArgsDevice a) {
   SYSGEN_SHARED(int, starts, [RouteTile::MAX_DIGITS]);
   SYSGEN_SHARED(unsigned short, before, [RouteTile::WARPS][RouteTile::MAX_DIGITS]);
   const int warp = warp_id(), lane = lane_id();

@@ -112,6 +112,38 @@ Case random_case(Random& random, int i) {
   return c;
 }
 
+// Rows further apart than 2^31 elements.
+void run_far_apart() {
+  constexpr int64_t kFar = (int64_t{1} << 31) + 64, d = 5, h = 3;
+  const FarBuffer x((kFar + d) * 4), dy((kFar + h) * 4);
+  const Routes routes(2, 1, 2, {1, 1});
+  std::vector<float> dw(2 * d * h, NAN);
+  for (int64_t n = 0; n < 2; ++n) {
+    for (int64_t i = 0; i < d; ++i) x.data()[n * kFar + i] = static_cast<float>(n + i + 1);
+    for (int64_t i = 0; i < h; ++i) dy.data()[n * kFar + i] = static_cast<float>(n + 2 * i);
+  }
+  CvmmBwdWArgs a{};
+  a.route = routes.view();
+  a.dtype = a.w_dtype = DType::f32;
+  a.d = d;
+  a.h = h;
+  a.x = {x.data(), kFar, false};
+  a.dy = {dy.data(), kFar, true};
+  a.dw = dw.data();
+  for (Precision precision : {Precision::ieee, Precision::tf32}) {  // small integers: exact in both
+    a.precision = precision;
+    cvmm_bwd_w_cuda(a, 0, nullptr);
+    Comparison compare("cvmm_bwd_w far apart");
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < h; ++j) {
+        compare.element("dw[0]", i, j, dw[i * h + j], 0, 0);
+        compare.element("dw[1]", i, j, dw[(d + i) * h + j],
+                        double(x.data()[i]) * dy.data()[j] + double(x.data()[kFar + i]) * dy.data()[kFar + j],
+                        0);
+      }
+  }
+}
+
 }  // namespace
 }  // namespace sysgen
 
@@ -133,6 +165,12 @@ int main(int argc, char** argv) {
       }
     }
     for (int i = 0; i < count; ++i) run(random_case(random, i), random);
+    run_far_apart();
+    if (emulator::counters.ldmatrix_conflicts) {
+      std::printf("FAILED: %llu bank conflicts of ldmatrix\n",
+                  static_cast<unsigned long long>(emulator::counters.ldmatrix_conflicts));
+      return 1;
+    }
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;

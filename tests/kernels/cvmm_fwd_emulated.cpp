@@ -168,6 +168,48 @@ void run_large(const Case& c, Random& random) {
   if (c.dtype == DType::f16) c.w_dtype == DType::f32 ? half(f16(), float()) : half(f16(), f16());
 }
 
+// Rows, experts and their products further apart than 2^31 elements.
+void run_far_apart() {
+  constexpr int64_t kFar = (int64_t{1} << 31) + 64, d = 5, h = 3;
+  const FarBuffer x((kFar + d) * 4), w((kFar + d * h) * 4), other((kFar + h) * 4);
+  const Routes routes(2, 1, 2, {1, 0});
+  std::vector<float> out(2 * h, NAN), dot(2, NAN);
+  for (int64_t n = 0; n < 2; ++n) {
+    for (int64_t i = 0; i < d; ++i) x.data()[n * kFar + i] = static_cast<float>(n + i + 1);
+    for (int64_t i = 0; i < d * h; ++i) w.data()[n * kFar + i] = static_cast<float>(7 * n + i - 3);
+    for (int64_t i = 0; i < h; ++i) other.data()[n * kFar + i] = static_cast<float>(n + 2 * i);
+  }
+  CvmmFwdArgs a{};
+  a.route = routes.view();
+  a.dtype = a.w_dtype = DType::f32;
+  a.d = d;
+  a.h = h;
+  a.x = {x.data(), kFar, false};
+  a.other = {other.data(), kFar, true};
+  a.w = w.data();
+  a.w_stride_e = kFar;
+  a.w_stride_d = h;
+  a.w_stride_h = 1;
+  a.out = out.data();
+  a.dot = dot.data();
+  for (Precision precision : {Precision::ieee, Precision::tf32}) {  // small integers: exact in both
+    a.precision = precision;
+    cvmm_fwd_cuda(a, 0, nullptr);
+    Comparison compare("cvmm_fwd far apart");
+    for (int64_t r = 0; r < 2; ++r) {
+      double dot_sum = 0;
+      for (int64_t j = 0; j < h; ++j) {
+        double u = 0;
+        for (int64_t i = 0; i < d; ++i)
+          u += double(x.data()[r * kFar + i]) * w.data()[routes.expert[r] * kFar + i * h + j];
+        compare.element("out", r, j, out[r * h + j], u, 0);
+        dot_sum += u * other.data()[r * kFar + j];
+      }
+      compare.element("dot", r, 0, dot[r], dot_sum, 0);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sysgen
 
@@ -190,6 +232,12 @@ int main(int argc, char** argv) {
       const Case c = random_case(random, i);
       run_dispatched(c, random);
       run_large(c, random);
+    }
+    run_far_apart();
+    if (emulator::counters.ldmatrix_conflicts) {
+      std::printf("FAILED: %llu bank conflicts of ldmatrix\n",
+                  static_cast<unsigned long long>(emulator::counters.ldmatrix_conflicts));
+      return 1;
     }
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());

@@ -2,6 +2,8 @@
 // NaN before a kernel writes them, routings made by a plain sort, and a comparison with a bound for every
 // element.
 #pragma once
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -137,6 +139,23 @@ struct RowBuffer {
   double at(const Routes& routes, int64_t route, int64_t c) const {
     return values.get((routed ? route : route / routes.k) * stride + c);
   }
+};
+
+// A buffer of which only a few pages are ever touched: rows further apart than 32 bits can say.
+class FarBuffer {
+ public:
+  explicit FarBuffer(int64_t bytes) : bytes_(bytes) {
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data_ == MAP_FAILED) throw std::runtime_error("mmap failed");
+  }
+  ~FarBuffer() { munmap(data_, bytes_); }
+  FarBuffer(const FarBuffer&) = delete;
+  FarBuffer& operator=(const FarBuffer&) = delete;
+  float* data() const { return static_cast<float*>(data_); }
+
+ private:
+  void* data_;
+  int64_t bytes_;
 };
 
 // ---- comparison
