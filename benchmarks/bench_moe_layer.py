@@ -10,10 +10,21 @@ import sysgen
 
 K = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Norm of the error relative to that of the result. float32: sums of up to n = 4096 random terms differ by about √n/2
-# units of 2^-24, depending on their order; eight times that. bfloat16: about ten roundings of 2^-9 (hidden rows, their
-# gradients, k partial sums), all in the same direction.
-TOLERANCE = {"float32": 4 * 4096**0.5 * 2**-24, "bfloat16": 10 * 2**-9}
+
+
+def tolerance(dtype, routes, expert_size):
+    """Allowed error of the output and of the gradients: its norm relative to that of the right result.
+
+    float32: sums of n <= 4096 random terms in two orders differ by about √n/2 units of 2⁻²⁴; allowed is eight times
+    that. bfloat16: about ten roundings of 2⁻⁹ (hidden rows, their gradients, k partial sums), all the same way.
+    Gradients: of N hidden units, those within rounding of 0, a fraction of about √512·2⁻²⁴, may fall on either side of
+    the ReLU. If n do, the gradients differ by about √(2n/N), because half of the units are active. Allowed are three
+    times the n to be expected, or eight.
+    """
+    rounding = 4 * 4096**0.5 * 2**-24 if dtype == "float32" else 10 * 2**-9
+    units = routes * expert_size
+    flips = max(3 * units * 512**0.5 * 2**-24, 8)
+    return rounding, rounding + (2 * flips / units) ** 0.5
 
 
 class Layer:
@@ -90,7 +101,7 @@ def measure(curve, device, figure, x_name, dtype, passes, names, tokens, d_model
         passes=passes,
         sizes=sizes,
         expected=expected,
-        tolerance=TOLERANCE[dtype],
+        tolerance=tolerance(dtype, tokens * K, expert_size),
     )
 
 

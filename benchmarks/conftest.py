@@ -72,6 +72,7 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
     path = config.getoption("--results") / env["device"] / f"{time.strftime('%Y-%m-%d')}.json"
     merged = report.save(path, env, records)
+    path.with_suffix(".md").write_text(report.as_markdown(merged))
     terminalreporter.write_line("")
     terminalreporter.write_line(f"results: {path}")
     try:

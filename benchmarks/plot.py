@@ -8,8 +8,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from report import curves
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from report import curves, machine
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 STYLES = {
@@ -32,8 +32,9 @@ AXES = {
     "expert_size": "width of an expert $G$",
     "d_model": "width of the model $d_{model}$",
 }
+LEGEND = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.03), "frameon": False, "fontsize": 9}
 RC = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-RC |= {"svg.hashsalt": "sysgen", "lines.linewidth": 1.4, "lines.markersize": 5}
+RC |= {"svg.hashsalt": "sysgen", "svg.fonttype": "none", "lines.linewidth": 1.4, "lines.markersize": 5}
 
 
 def plot_all(content, path):
@@ -46,25 +47,18 @@ def plot_all(content, path):
     written = []
     with plt.rc_context(RC):
         for figure, panels in found.items():
-            if figure == "cvmm":
-                drawn = _bars(panels)
-            elif len(next(iter(panels.values()))) > 1 and figure.startswith("moe_layer"):
-                drawn = _sweep(panels)
-            else:
+            draw = FIGURES.get(figure)
+            if draw is None:
                 continue
-            drawn.text(0.995, 0.005, _machine(env), ha="right", va="bottom", fontsize=7, color="#666666")
+            drawn = draw(panels)
+            drawn.text(0.5, 0.06 / drawn.get_figheight(), machine(env), ha="center", fontsize=7, color="#666666")
             for suffix in ("svg", "png"):
                 target = path.with_name(f"{path.stem}_{figure}.{suffix}")
                 # no date inside: the same figures give the same file
-                drawn.savefig(target, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
+                drawn.savefig(target, dpi=80, metadata={"Date": None} if suffix == "svg" else None)
                 written.append(target)
             plt.close(drawn)
     return written
-
-
-def _machine(env):
-    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} threads, {env['isa']}"
-    return f"{where}; torch {env['torch']}; {env['date']}"
 
 
 def _sweep(panels):
@@ -81,8 +75,8 @@ def _sweep(panels):
                 continue
             one = next(iter(points.values()))["sysgen"]
             _lines(ax, points, what)
-            ax.set_title(f"{dtype}, {passes.replace('+', ' + ')}: {'time' if what == 'seconds' else 'peak memory'}")
-            ax.set_ylabel("ms" if what == "seconds" else "MB")
+            ax.set_title(f"{dtype}, {passes.replace('+', ' + ')}", fontsize=10)
+            ax.set_ylabel("time (ms)" if what == "seconds" else "peak memory (MB)")
             ax.xaxis.set_tick_params(labelbottom=True)
             ax.set_xlabel(AXES[one["x_name"]])
     sizes = {"tokens": "tokens", "d_model": "$d_{model}$", "num_experts": "$N_E$", "expert_size": "$G$", "k": "$K$"}
@@ -90,9 +84,8 @@ def _sweep(panels):
     handles = {h.get_label(): h for ax in grid.flat for h in ax.lines}
     order = [LABELS.get(n, n) for n in STYLES if LABELS.get(n, n) in handles]
     fig.suptitle(f"One MoE layer: {fixed}", fontsize=11)
-    fig.legend([handles[n] for n in order], order, loc="lower center", ncols=4, frameon=False, fontsize=9)
-    bottom = (0.85 if len(order) > 4 else 0.6) / fig.get_figheight()
-    fig.tight_layout(rect=(0, bottom, 1, 1))
+    fig.legend([handles[n] for n in order], order, ncols=4, **LEGEND)
+    fig.tight_layout(rect=(0, 0.75 / fig.get_figheight(), 1, 1))
     return fig
 
 
@@ -108,7 +101,7 @@ def _lines(ax, points, what):
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _bars(panels):
@@ -128,24 +121,27 @@ def _bars(panels):
             )
             ax.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
         ax.axhline(1, color=STYLES["dense-equivalent"]["color"], linestyle="--", linewidth=1.4, zorder=0)
-        ax.set_xticks(range(len(points)), [_two_lines(x) for x in points], fontsize=8)
+        ax.set_xticks(range(len(points)), [x.replace(" h=", "\nh=") for x in points], fontsize=8)
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", visible=False)
         ax.set_title(f"float32, {passes.replace('+', ' + ')}")
     grid[0][0].set_ylabel("time relative to one product of the same FLOPs")
     fig.suptitle("CVMM: x [T, d] · W[expert] [d, h] for k of E experts a token", fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
-    fig.tight_layout(rect=(0, 0.09, 1, 1))
+    fig.legend(handles, labels, ncols=len(labels), **LEGEND)
+    fig.tight_layout(rect=(0, 0.55 / fig.get_figheight(), 1, 1))
     return fig
 
 
-def _two_lines(shape):
-    words = shape.split()
-    return " ".join(words[:3]) + "\n" + " ".join(words[3:])
+FIGURES = {
+    "moe_layer_num_experts": _sweep,
+    "moe_layer_expert_size": _sweep,
+    "moe_layer_d_model": _sweep,
+    "cvmm": _bars,
+}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ class Table(NamedTuple):
         lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
         return lines + [n for note in self.notes for n in ("", note)]
 
+    def markdown(self):
+        return f"**{self.title}**\n\n" + "\n".join(self.lines())
+
 
 def identity(record):
     """What tells two records apart, whenever they were measured."""
@@ -73,6 +76,17 @@ def tables(records):
     return [_table(points) for points in curves(records)]
 
 
+def machine(env):
+    """One line about where a run was measured."""
+    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} threads, {env['isa']} kernels"
+    return f"{where}; torch {env['torch']}; {env['date']}"
+
+
+def as_markdown(content):
+    """All tables of a results file."""
+    return "\n\n".join([machine(content["runs"][-1]), *(t.markdown() for t in tables(content["records"]))]) + "\n"
+
+
 def _table(points):
     records = [r for series in points.values() for r in series.values()]
     one = records[0]
@@ -90,7 +104,7 @@ def _table(points):
     rows = [[str(x), *_row(p, others)] for x, p in points.items()]
     reasons = {(r["series"], r["skipped"]) for r in records if "skipped" in r}
     skipped = [f"{name} skipped: {reason}." for name, reason in sorted(reasons)]
-    return Table(title, header, rows, ["Others: time / memory relative to sysgen. " + " ".join(skipped)])
+    return Table(title, header, rows, [" ".join(["Others: time / memory relative to sysgen.", *skipped])])
 
 
 def _row(series, others):
