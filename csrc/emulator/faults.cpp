@@ -46,12 +46,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
   end_kernel();
 }
 
-void on_timeout(int, siginfo_t*, void*) {
-  if (!guarded || machine.failed) return;
-  if (!machine.running) {  // between two blocks
-    report(nullptr, "no end after %g s of CPU time", timeout_seconds);
-    return;
-  }
+[[noreturn]] void end_timed_out_kernel() {
   const Location& where = machine.running->where;
   report(where.line() ? &where : nullptr,
          "no end after %g s of CPU time (SYSGEN_EMULATOR_TIMEOUT); the thread named below runs, its last "
@@ -65,10 +60,16 @@ void on_timeout(int, siginfo_t*, void*) {
   end_kernel();
 }
 
+void on_timeout(int, siginfo_t*, void*) {
+  if (!guarded) return;
+  machine.timed_out = true;
+  if (machine.running && !machine.switching) end_timed_out_kernel();
+}
+
 void install(int signal, void (*handler)(int, siginfo_t*, void*)) {
   struct sigaction action{};
   action.sa_sigaction = handler;
-  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handlers do not return
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // a handler may leave for good
   __sigaction(signal, &action, &previous[signal]);
 }
 
@@ -90,6 +91,10 @@ void start_timer() {
 
 }  // namespace
 
+void end_if_timed_out() {
+  if (machine.timed_out) end_timed_out_kernel();
+}
+
 void set_timeout(double seconds) {
   if (!(seconds > 0))
     throw Error(cat("SYSGEN_EMULATOR_TIMEOUT: a positive number of seconds was expected, got ", seconds));
@@ -97,6 +102,8 @@ void set_timeout(double seconds) {
 }
 
 FaultGuard::FaultGuard() {
+  machine.timed_out = false;
+  machine.switching = false;
   start_timer();
   install(kTimeoutSignal, on_timeout);
   if (reports_faults()) {

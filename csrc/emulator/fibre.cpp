@@ -78,6 +78,7 @@ Fibre* fibres_for(size_t count) {
       f.queue.copies = reinterpret_cast<AsyncCopy*>(memory);
       mprotect(memory + kCopiesBytes, kGuardBytes, PROT_NONE);
       f.stack = memory + kCopiesBytes + kGuardBytes;
+      f.done = true;
       if (has_tsan()) f.tsan = __tsan_create_fiber(0);
     }
   }
@@ -95,9 +96,9 @@ void prepare(Fibre& f, void (*entry)()) {
   f.fake_stack = nullptr;
   if (has_tsan()) {
     const ThreadContext& c = f.context;
-    char name[96];
-    std::snprintf(name, sizeof name, "block (%u,%u,%u) thread (%u,%u,%u)", c.blockIdx.x, c.blockIdx.y,
-                  c.blockIdx.z, c.threadIdx.x, c.threadIdx.y, c.threadIdx.z);
+    char name[160];
+    std::snprintf(name, sizeof name, "%.80s block (%u,%u,%u) thread (%u,%u,%u)", machine.kernel, c.blockIdx.x,
+                  c.blockIdx.y, c.blockIdx.z, c.threadIdx.x, c.threadIdx.y, c.threadIdx.z);
     __tsan_set_fiber_name(f.tsan, name);
   }
 }
@@ -116,6 +117,7 @@ void switch_to(Fibre* to) {
   Fibre* from = machine.running;
   if (to == from) return;
   ++counters.switches;
+  machine.switching = true;
   machine.running = to;
   current = to ? &to->context : nullptr;
   if (has_asan()) {
@@ -128,15 +130,21 @@ void switch_to(Fibre* to) {
                       to ? to->stack_pointer : host_stack_pointer);
   if (has_asan())
     __sanitizer_finish_switch_fiber(from ? from->fake_stack : host_fake_stack, nullptr, nullptr);
+  machine.switching = false;
+  if (from) end_if_timed_out();
 }
 
 void arrived_on_fibre() {
   if (has_asan()) __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+  machine.switching = false;
+  end_if_timed_out();
 }
 
 void abandon_fibres() {
   for (size_t i = 0; i < num_fibres; ++i) {
     Fibre& f = fibres[i];
+    if (f.done) continue;
+    f.done = true;
     if (has_asan()) unpoison(f.stack, kStackBytes);
     if (!has_tsan()) continue;
     // What the fibre did happens before whatever the host does next. Its shadow call stack is stuck in the

@@ -70,9 +70,9 @@ void run_thread() {
   if (const Barrier& barrier = b.barriers[0]; barrier.arrived)
     fail(barrier.where, "this thread has left the kernel while %u others wait at %s", barrier.arrived,
          barrier.name);
+  leave_warp(f);
   hb_release(&machine.end_edge);
   f.done = true;
-  f.warp->alive &= ~(1u << f.context.lane);
   --machine.alive;
   progress();
   if (--b.alive == 0) check_redzones(b);
@@ -273,6 +273,7 @@ void spin(const Location& where) {
 }
 
 void end_kernel() {
+  hb_release(&machine.end_edge);  // the host reads the report
   switch_to(nullptr);
   std::abort();  // nobody goes back to a kernel that failed
 }

@@ -118,8 +118,8 @@ void check_redzones(const Block& b) {
   if (!a) a = damaged(b.dynamics, b.num_dynamics);
   if (a)
     fail(a->where,
-         "something was written outside the shared array '%s' (seen when the last thread of the block "
-         "ended), declared",
+         "something was written outside a shared array (seen when the last thread of the block ended): %s, "
+         "declared",
          a->name);
 }
 
@@ -149,7 +149,7 @@ void* dynamic_shared(unsigned index, size_t bytes, const Location& where) {
     fail(where, "the dynamic shared arrays need %zu bytes, the launch asked for %zu", b.dynamic_bytes,
          machine.grid.shared_bytes);
   char* data = allocate(b, bytes, where);
-  b.dynamics[b.num_dynamics++] = {nullptr, "of Smem", where, data, bytes};
+  b.dynamics[b.num_dynamics++] = {nullptr, "of the dynamic shared memory", where, data, bytes};
   return data;
 }
 

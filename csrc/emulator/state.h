@@ -35,7 +35,7 @@ struct Fibre {
   Warp* warp;
   const char* waiting;  // for what; null while it can run
   Location where;       // it waits, or last spun
-  bool done;
+  bool done;            // or not started
   unsigned num_carved;  // dynamic shared arrays
   CopyQueue queue;
 
@@ -107,6 +107,9 @@ struct Machine {
   unsigned alive;  // threads of the resident blocks
   uint64_t idle_spins;
 
+  volatile bool switching;  // between two stacks: a signal must not leave the kernel now
+  volatile bool timed_out;
+
   // the order
   Order order;
   uint64_t seed, random_state;
@@ -138,6 +141,9 @@ void switch_to(Fibre* to);  // null: the scheduler
 void arrived_on_fibre();    // first thing on a fresh stack
 void abandon_fibres();      // after an error: they are stuck in the middle of a kernel
 
+// sync.cpp
+void leave_warp(Fibre& f);
+
 // shared.cpp
 char* arenas_for(unsigned blocks);
 inline constexpr size_t kArenaBytes = size_t{512} << 10;
@@ -150,6 +156,7 @@ void clear_copies(CopyQueue& q);
 void check_copies_done(const Fibre& f);
 
 // faults.cpp
+void end_if_timed_out();
 struct FaultGuard {  // while a kernel runs: a crash or a hang becomes an Error
   FaultGuard();
   ~FaultGuard();

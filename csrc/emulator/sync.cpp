@@ -58,6 +58,7 @@ Meeting& meeting_of(Warp& warp, const WarpOperation& operation, unsigned mask, c
     return m;
   }
   if (!free) free = &warp.meetings[warp.num_meetings++];
+  free->arrived = 0;  // a kernel that failed may have left something here
   free->operation = &operation;
   free->mask = mask;
   free->where = where;
@@ -120,6 +121,17 @@ int barrier(unsigned id, unsigned threads, const char* name, const Location& whe
   }
   hb_acquire(edge);
   return bar.result;
+}
+
+void leave_warp(Fibre& f) {
+  Warp& warp = *f.warp;
+  for (unsigned i = 0; i < warp.num_meetings; ++i) {
+    const Meeting& m = warp.meetings[i];
+    if (m.arrived && m.mask >> f.context.lane & 1)
+      fail(m.where, "this thread has left the kernel while others of its mask %08x wait in %s", m.mask,
+           m.operation->name);
+  }
+  warp.alive &= ~(1u << f.context.lane);
 }
 
 void warp_operation(const WarpOperation& operation, unsigned mask, void* operands, const Location& where) {
