@@ -28,12 +28,19 @@ LABELS = {
     "dense-equivalent": "dense MLP, equal FLOPs (the limit)",
 }
 AXES = {
-    "num_experts": "number of experts $N_E$",
-    "expert_size": "width of an expert $G$",
-    "d_model": "width of the model $d_{model}$",
+    "num_experts": "number of experts N_E",
+    "expert_size": "width of an expert G",
+    "d_model": "width of the model d_model",
 }
 LEGEND = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.03), "frameon": False, "fontsize": 9}
-RC = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
+RC = {
+    "font.size": 10,
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 RC |= {"svg.hashsalt": "sysgen", "svg.fonttype": "none", "lines.linewidth": 1.4, "lines.markersize": 5}
 
 
@@ -79,7 +86,7 @@ def _sweep(panels):
             ax.set_ylabel("time (ms)" if what == "seconds" else "peak memory (MB)")
             ax.xaxis.set_tick_params(labelbottom=True)
             ax.set_xlabel(AXES[one["x_name"]])
-    sizes = {"tokens": "tokens", "d_model": "$d_{model}$", "num_experts": "$N_E$", "expert_size": "$G$", "k": "$K$"}
+    sizes = {"tokens": "tokens", "d_model": "d_model", "num_experts": "N_E", "expert_size": "G", "k": "K"}
     fixed = ", ".join(f"{label} = {one[key]}" for key, label in sizes.items() if key in one)
     handles = {h.get_label(): h for ax in grid.flat for h in ax.lines}
     order = [LABELS.get(n, n) for n in STYLES if LABELS.get(n, n) in handles]
@@ -128,7 +135,7 @@ def _bars(panels):
         ax.yaxis.set_minor_locator(NullLocator())
         ax.grid(axis="x", visible=False)
         ax.set_title(f"float32, {passes.replace('+', ' + ')}")
-    grid[0][0].set_ylabel("time relative to one product of the same FLOPs")
+    grid[0][0].set_ylabel("time / one product of equal FLOPs")
     fig.suptitle("CVMM: x [T, d] · W[expert] [d, h] for k of E experts a token", fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, ncols=len(labels), **LEGEND)
