@@ -20,7 +20,8 @@ def error_bound(value, magnitude, dtype, lengths, roundings=0, intermediate=None
       probability 2·exp(−λ²/2) if they do not, in whatever order it is taken (Higham & Mary, SIAM J. Sci. Comput. 41,
       2019). λ = 4. Where a term passes through several sums one after the other, their errors add.
     - At most four more operations touch a term (two factors, a bias, a conversion): 4·u·M.
-    - An intermediate that is stored in a narrower dtype of unit roundoff u" is rounded once: u"·M.
+    - An intermediate that is stored in a narrower dtype of unit roundoff u" is rounded once: u"·M. It must not be
+      subnormal there, so inputs should stay away from zero: float16 has no full precision below 6e-5.
     - The result is rounded to its dtype: u'·(|value| + the errors so far), or half its smallest subnormal.
     - ``value`` itself was computed in float64, with the same bound in float64.
 
@@ -85,7 +86,7 @@ def check_op(
         as_seen: inputs by name as the kernel sees them, where that differs (a float32 master weight, rounded).
         magnitude: function of the same arguments that bounds the sum of the absolute values of all terms when all
             inputs are their absolute values (default ``reference``).
-        direction: gradient that arrives at the output (default random).
+        direction: gradient that arrives at the output (default random, away from zero).
         what: text for the error message.
 
     Returns:
@@ -97,8 +98,8 @@ def check_op(
     differentiated = [n for n, t in inputs.items() if isinstance(t, torch.Tensor) and t.requires_grad]
     output = op(**inputs)
     if direction is None:
-        generator = torch.Generator().manual_seed(output.numel())
-        direction = torch.randn(output.shape, generator=generator).to(output)
+        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(output.numel()))
+        direction = (direction + 0.25 * direction.sign()).to(output)
     results = {"output": output}
     if differentiated:
         gradients = torch.autograd.grad(output, [inputs[n] for n in differentiated], direction)
@@ -136,7 +137,17 @@ def _in_float64(function, inputs, differentiated, direction, change):
 
 
 def check_gradients(function, inputs, second=True):
-    """``gradcheck`` and, if ``second``, ``gradgradcheck`` of a function of float64 tensors. Raises on a mismatch."""
+    """``gradcheck`` of a function of float64 tensors and, if ``second``, ``gradgradcheck``. Raises on a mismatch.
+
+    The gradient that carries history may come from other code than the plain one, and ``gradgradcheck`` compares it
+    with itself only; so the two are compared too.
+    """
     torch.autograd.gradcheck(function, inputs)
     if second:
+        outputs = function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        tracked = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+        directions = [torch.ones_like(t) for t in outputs]
+        plain = torch.autograd.grad(outputs, tracked, directions, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(outputs, tracked, directions, create_graph=True), plain)
         torch.autograd.gradgradcheck(function, inputs)
