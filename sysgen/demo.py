@@ -16,7 +16,7 @@ from torch import nn
 from ._memory import peak_memory
 from .nn import SigmaMoE
 
-CONTEXT, BATCH = 128, 16
+CONTEXT, BATCH = 64, 32
 D_MODEL, NUM_HEADS, NUM_LAYERS = 128, 4, 2
 NUM_EXPERTS, EXPERT_SIZE, K = 16, 128, 4  # a quarter of the hidden units is active
 GAMMA = 1e-3  # weight of the entropy regulariser, as in the thesis
