@@ -78,6 +78,13 @@ def compiled(request):
         yield request.param
 
 
+@pytest.fixture(params=[b for b in BACKENDS if b.id in ("emulated", "cuda")])
+def cuda_kernels(request):
+    """The backends that run the CUDA kernels."""
+    with request.param.active():
+        yield request.param
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     return request.param

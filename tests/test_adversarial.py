@@ -8,6 +8,7 @@ from support import DTYPES, check_cvmm, dtype_id, place, routes, values
 
 import sysgen
 from sysgen import ops, reference
+from sysgen.testing import assert_within, error_bound
 
 F32, BF16 = DTYPES[1], DTYPES[2]
 
@@ -157,28 +158,25 @@ def test_5_weights_past_2_31():
 
 
 @pytest.mark.cuda
-def test_5_past_2_31_on_cuda():
-    tokens, d, h, num_experts = 1_100_000, 2048, 2048, 550
+def test_5_past_2_31_on_cuda(tokens=1_100_000, d=2048, num_experts=550, device="cuda"):
     if torch.cuda.mem_get_info()[0] < 32 * 2**30:
         pytest.skip("needs 32 GiB of free GPU memory")
-    g = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(tokens, d, dtype=torch.bfloat16, device="cuda", generator=g).requires_grad_()
-    weight = torch.randn(num_experts, d, h, dtype=torch.bfloat16, device="cuda", generator=g).requires_grad_()
-    assert x.numel() > 2**31 and weight.numel() > 2**31
-    experts = torch.randint(num_experts, (tokens, 1), device="cuda", generator=g)
-    y = ops.cvmm(x, experts, weight)
+    assert tokens * d > 2**31 and num_experts * d * d > 2**31
+    g = torch.Generator(device).manual_seed(0)
+    x = torch.randn(tokens, d, dtype=torch.bfloat16, device=device, generator=g).requires_grad_()
+    weight = torch.randn(num_experts, d, d, dtype=torch.bfloat16, device=device, generator=g).requires_grad_()
+    experts = torch.randint(num_experts, (tokens, 1), device=device, generator=g)
+    y = ops.cvmm(x, experts, weight, reduce=True)
     dx, dw = torch.autograd.grad(y, (x, weight), x.detach())
-    sample = torch.tensor([0, 1, tokens // 2, tokens - 2, tokens - 1])
-    e, rows = experts[sample, 0], x.detach()[sample]
-    for result, given, matrices in ((y, rows, weight[e]), (dx, rows, weight[e].mT)):
-        exact = (given[:, None].double() @ matrices.double()).squeeze(1)
-        size = (given[:, None].double().abs() @ matrices.double().abs()).squeeze(1)
-        bound = 4 * d**0.5 * 2**-24 * size + 2**-8 * exact.abs()
-        assert ((result[sample].squeeze(1) - exact).abs() <= bound).all()
+    sample = torch.tensor([0, 1, tokens // 2, tokens - 2, tokens - 1], device=device)
+    rows, matrices = x.detach()[sample, None].double(), weight.detach()[experts[sample, 0]].double()
+    for name, result, w in (("y", y, matrices), ("dx", dx, matrices.mT)):
+        exact, size = (rows @ w).squeeze(1), (rows.abs() @ w.abs()).squeeze(1)
+        assert_within(result[sample], exact, error_bound(exact, size, torch.bfloat16, (d,)), name)
     for expert in (0, num_experts - 1):
         mine = x.detach()[experts[:, 0] == expert].double()
         exact, size = mine.mT @ mine, mine.abs().mT @ mine.abs()
-        assert ((dw[expert] - exact).abs() <= 4 * len(mine) ** 0.5 * 2**-24 * size + 2**-8 * exact.abs()).all()
+        assert_within(dw[expert], exact, error_bound(exact, size, torch.bfloat16, (len(mine),)), "dw")
 
 
 # ---- 6. NaN and infinity stay with their token and their expert
@@ -245,10 +243,9 @@ def test_7_an_invalid_id_is_an_error_on_the_cpu():
         ops.cvmm(**inputs)
 
 
-@pytest.mark.cuda
-def test_7_an_invalid_id_is_dropped_on_cuda(monkeypatch):
+def test_7_an_invalid_id_is_dropped_on_cuda(cuda_kernels, monkeypatch):
     monkeypatch.delenv("SYSGEN_DEBUG", raising=False)
-    inputs = cvmm_inputs((9, 2, 5, 7, 3), device="cuda", reduce=True)
+    inputs = cvmm_inputs((9, 2, 5, 7, 3), device=cuda_kernels.device, reduce=True)
     inputs["experts"][4, 1], inputs["experts"][7, 0] = 8, -1
     y = ops.cvmm(**inputs)
     results = y, *gradients(y, inputs, "x", "weight", "gate")

@@ -58,6 +58,16 @@ def test_values_and_gradients(backend, shape, dtypes):
         check_cvmm(backend.ops, make_inputs(*shape, dtypes, backend.device, **options), what=str(options))
 
 
+@pytest.mark.parametrize("dtypes", DTYPES, ids=dtype_id)
+def test_smallest(compiled, dtypes):
+    """Launches every kernel once, for tools that make each launch slow."""
+    for routed, reduce in ((False, True), (True, False)):
+        inputs = make_inputs(
+            (5,), 2, 9, 7, 3, dtypes, compiled.device, routed=routed, reduce=reduce, gate=True, bias=False
+        )
+        check_cvmm(ops, inputs, what=f"routed={routed}")
+
+
 def test_the_reference_is_the_definition():
     inputs = make_inputs((5,), 3, 4, 6, 3, DTYPES[0], routed=False, reduce=False, gate=True, bias=True)
     x, ids, w, gate, bias = (inputs[n].detach() for n in ("x", "experts", "weight", "gate", "bias"))
@@ -225,10 +235,11 @@ def test_every_precision_is_ieee_on_the_cpu():
         assert torch.equal(y, ops.cvmm(**inputs, precision=precision))
 
 
-@pytest.mark.cuda
-def test_precisions_on_cuda():
+def test_precisions_on_cuda(cuda_kernels):
     """tf32 has 10 mantissa bits: two operands rounded with 2⁻¹¹. Three such products recover all but about 2⁻²¹."""
-    inputs = make_inputs((300,), 3, 257, 131, 3, DTYPES[1], "cuda", routed=False, reduce=False, gate=False, bias=False)
+    inputs = make_inputs(
+        (100,), 3, 257, 131, 3, DTYPES[1], cuda_kernels.device, routed=False, reduce=False, gate=False, bias=False
+    )
     double = {n: inputs[n].detach().double() if n in ("x", "weight") else inputs[n] for n in inputs}
     exact = ops.cvmm(**double)
     size = ops.cvmm(**{n: t.abs() if n in ("x", "weight") else t for n, t in double.items()})

@@ -59,7 +59,7 @@ def test_route(compiled, routing, data):
     assert_route(ops.route(ids, num_experts), ids, num_experts)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(routing=routings(), d=SIZES, h=SIZES, dtypes=st.sampled_from(DTYPES), data=st.data())
 def test_cvmm(compiled, routing, d, h, dtypes, data):
     ids, num_experts = routing
@@ -76,7 +76,7 @@ def test_cvmm(compiled, routing, d, h, dtypes, data):
     check_cvmm(ops, inputs)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(routing=routings(), d=SIZES, hidden=SIZES, d_out=SIZES, dtypes=st.sampled_from(DTYPES), data=st.data())
 def test_moe_ffn(compiled, routing, d, hidden, d_out, dtypes, data):
     ids, num_experts = routing
