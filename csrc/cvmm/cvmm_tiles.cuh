@@ -87,21 +87,30 @@ __device__ __forceinline__ void load_rows(T (&tile)[ROWS][PITCH], i64 c0, i64 co
                                           Place place) {
   constexpr int N = 16 / sizeof(T), CHUNKS = COLS / N;
   static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
-  const auto copy = [&](int i, auto chunk) {
+  struct Chunk {
+    T* dst;
+    const T* src;
+    i64 count;
+  };
+  const auto chunk = [&](int i) -> Chunk {
     const int index = threadIdx.x + i * THREADS, row = index / CHUNKS, col = index % CHUNKS * N;
     bool valid;
     const T* src = source(row, valid) + c0 + col;
-    chunk(&tile[row][place(row, col)], src, valid ? columns - c0 - col : 0);
+    return {&tile[row][place(row, col)], src, valid ? columns - c0 - col : 0};
   };
   constexpr int COUNT = ROWS * CHUNKS / THREADS;
   if (vec == 16) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i)
-      copy(i, [](T* dst, const T* src, i64 n) { cp_async<16>(dst, src, n > 0); });
+    for (int i = 0; i < COUNT; ++i) {
+      const Chunk c = chunk(i);
+      cp_async<16>(c.dst, c.src, c.count > 0);
+    }
   } else {
 #pragma unroll 1
-    for (int i = 0; i < COUNT; ++i)
-      copy(i, [vec](T* dst, const T* src, i64 n) { copy_pieces(dst, src, n, vec); });
+    for (int i = 0; i < COUNT; ++i) {
+      const Chunk c = chunk(i);
+      copy_pieces(c.dst, c.src, c.count, vec);
+    }
   }
 }
 
