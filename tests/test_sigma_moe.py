@@ -515,3 +515,11 @@ def test_bad_input_shape(shape):
 def test_bad_input_dtype(dtype):
     with pytest.raises(TypeError, match=r"dtype|x must be"):
         make()(torch.ones(3, 6, dtype=dtype))
+
+
+def test_meta_tensors_give_shapes():
+    layer = SigmaMoE(8, 4, 3, 2, d_out=5, device="meta")
+    y, aux = layer(torch.empty(2, 7, 8, device="meta"), return_aux=True)
+    assert y.shape == (2, 7, 5)
+    assert y.device.type == "meta"
+    assert aux.shape == ()

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .._library import autocast_dtype
+
 SELECTIONS = ("sigmoid", "softmax", "softmax_after_topk")
 
 
@@ -12,6 +14,8 @@ def selection_logits(x, weight):
     Which experts serve a token hangs on differences between logits, and bfloat16 keeps 8 bits of each: many would tie.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    if autocast_dtype(x) is None:
+        return F.linear(x.to(dtype), weight.to(dtype))
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), weight.to(dtype))
 
