@@ -27,7 +27,7 @@ struct Smem {
 
 }  // namespace sysgen
 
-// ---- atomics: relaxed, as on the device -------------------------------------------------------------------
+// ---- atomics: relaxed, as on the device
 
 namespace sysgen::emulator {
 
@@ -86,7 +86,6 @@ inline void __nanosleep(unsigned,
 }
 
 // ---- accesses with a cache hint
-// -----------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* p) {
@@ -120,7 +119,6 @@ inline void store_16(void* p, const u32 (&v)[4],
 }
 
 // ---- ordered accesses
-// ---------------------------------------------------------------------------------------
 
 inline u32 load_acquire(const u32* p, const emulator::Location& at = emulator::Location::current()) {
   emulator::spin(at);
@@ -137,7 +135,6 @@ inline u32 atomic_add_acq_rel(u32* p, u32 value) {
 }
 
 // ---- cp.async
-// -------------------------------------------------------------------------------------------------
 
 // The copy reads its source now. The destination is lost now (all ones: NaN, index -1) and gets the data in
 // cp_async_wait, the last moment at which the hardware may deliver it. So a read in between, or a thread that
@@ -152,7 +149,7 @@ void cp_async(void* destination, const void* source, bool valid = true,
     emulator::fail(at, "cp.async of %d bytes: the source %p is not aligned to them", BYTES, source);
   if (!emulator::in_shared(destination, BYTES))
     emulator::fail(at, "cp.async: the destination %p is not shared memory of this block", destination);
-  if (emulator::in_shared(source, BYTES))
+  if (valid && emulator::in_shared(source, BYTES))
     emulator::fail(at, "cp.async: the source %p is shared memory", source);
   emulator::AsyncCopy& copy = emulator::async_issue(BYTES, at);
   copy.destination = static_cast<unsigned char*>(destination);
