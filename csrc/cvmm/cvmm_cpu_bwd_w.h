@@ -43,6 +43,7 @@ class CvmmBwdW {
   static constexpr int kSlot = kMaxRows > 8 ? 16 : 8;  // units between the steps of a packed strip of x
   static constexpr int kDepth = 1024 / sizeof(Unit);   // units of routes in a chunk
   static constexpr int kTile = 256;                    // most rows and columns of a tile
+  static constexpr int kAhead = 4;                     // routes whose rows are fetched ahead of their packing
   static constexpr int kSkew = 64 / sizeof(Unit);      // between strips, so that they share no cache sets
   static constexpr int kSegment = 4096;                // routes of a segment, at least
   static constexpr int kMostSegments = 16;
@@ -140,10 +141,14 @@ class CvmmBwdW {
           const int n = panels.size(j);
           Acc* const corner = c + strips.begin(s) * ldc + j * kCols;
           Acc* to[kMaxRows];
-          for (int i = 0; i < m; ++i) to[i] = n == kCols ? corner + i * ldc : tile + i * kCols;
+          for (int i = 0; i < m; ++i) {
+            to[i] = n == kCols ? corner + i * ldc : tile + i * kCols;
+            prefetch_range(corner + i * ldc, n * sizeof(Acc));
+          }
+          Results<Acc> results{to};
+          results.add = add && n == kCols;
           kernel_for<S, 1, kSlot>(m, n > kLanes<Acc> ? 2 : 1)(units, packed_x + s * kStripPitch,
-                                                              packed_dy + j * kPanelPitch, kCols, to, nullptr,
-                                                              add && n == kCols);
+                                                              packed_dy + j * kPanelPitch, kCols, results);
           if (n == kCols) continue;
           for (int i = 0; i < m; ++i)
             for (int v = 0; v < n; v += kLanes<Acc>) {
@@ -157,19 +162,26 @@ class CvmmBwdW {
     }
   }
 
+  const T* row_of(const Rows& source, int64_t p) const {
+    const int64_t r = q.order[p];
+    const int64_t index = source.routed ? r : static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
+    return static_cast<const T*>(source.data) + index * source.stride;
+  }
+
   // Rows of the routes at positions p.., columns from `first` on, as [part][unit][kWidth]. Lanes beyond a
   // part hold whatever follows in the row: they only meet results that are not used.
   template <int kWidth, class Parts>
   void gather(const Rows& source, int64_t p, int64_t routes, int64_t first, int64_t width, const Parts& parts,
               const Acc* gate, Unit* to, int64_t pitch) const {
+    const int64_t columns = parts.begin(parts.count - 1) + parts.size(parts.count - 1);
     for (int64_t k = 0; k < routes; k += S::kDepth, to += kWidth) {
       const T* row[S::kDepth] = {};
       Acc scale[S::kDepth] = {};
       for (int i = 0; i < S::kDepth && k + i < routes; ++i) {
-        const int64_t r = q.order[p + k + i];
-        const int64_t index = source.routed ? r : static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
-        row[i] = static_cast<const T*>(source.data) + index * source.stride;
-        if (gate) scale[i] = gate[r];
+        row[i] = row_of(source, p + k + i);
+        if (gate) scale[i] = gate[q.order[p + k + i]];
+        if (k + i + kAhead < routes)
+          prefetch_range(row_of(source, p + k + i + kAhead) + first, columns * sizeof(T));
       }
       const T* const second = row[S::kDepth - 1];
       for (int64_t s = 0; s < parts.count; ++s)

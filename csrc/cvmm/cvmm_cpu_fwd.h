@@ -66,6 +66,30 @@ class CvmmFwd {
     V dot[kMaxRows];
   };
 
+  // A block of W that is fetched into the second-level cache piece by piece. Default: nothing.
+  struct WeightsAhead {
+    const TW* first = nullptr;
+    int64_t stride = 0, rows = 0, bytes = 0;  // of memory: rows of `bytes`, `stride` elements apart
+    int64_t row = 0, at = 0;
+    int64_t lines() const { return rows * ceil_div(bytes, 64); }
+    void fetch(int64_t count) {
+      for (; count > 0 && row < rows; --count) {
+        __builtin_prefetch(reinterpret_cast<const char*>(first + row * stride) + at, 0, 2);
+        at += 64;
+        if (at >= bytes) at = 0, ++row;
+      }
+    }
+  };
+
+  WeightsAhead weights_ahead(int64_t e, int64_t n0, int64_t width) const {
+    if (e >= q.num_experts) return {};
+    const TW* const first = static_cast<const TW*>(a.w) + e * a.w_stride_e + n0 * a.w_stride_h;
+    const int64_t size = sizeof(TW);
+    if (a.w_stride_h == 1) return {first, a.w_stride_d, a.d, width * size};
+    if (a.w_stride_d == 1) return {first, a.w_stride_h, width, a.d * size};
+    return {};
+  }
+
   const CvmmFwdArgs& a;
   const Routing& q;
   const int64_t num_routes;
@@ -80,8 +104,9 @@ class CvmmFwd {
     for_each_task(chunks * column_blocks, threads, [&](int64_t task) {
       const int64_t chunk = task / column_blocks, block = task % column_blocks;
       for_each_expert(q, chunk_border(chunk, chunks), chunk_border(chunk + 1, chunks),
-                      [&](int64_t e, int64_t begin, int64_t end) {
-                        expert_block(e, begin, end, first_column(block), first_column(block + 1), Sums{});
+                      [&](int64_t e, int64_t next, int64_t begin, int64_t end) {
+                        expert_block(e, next, begin, end, first_column(block), first_column(block + 1),
+                                     Sums{});
                       });
     });
     if (a.out)
@@ -91,10 +116,11 @@ class CvmmFwd {
 
   void run_reduce() {
     if (q.num_tokens == 0) return;
-    const int64_t wanted = threads == 1 ? 1 : 8 * threads, groups = ceil_div(a.h, kGroup);
-    // Few rows of an expert in a block of tokens do not repay the packing of its W, so columns are split
-    // first.
-    int64_t blocks = min_of(ceil_div(wanted, max_of(groups, 1)), routed / (32 * q.num_experts + 1));
+    const int64_t wanted = threads == 1 ? 1 : 4 * threads, groups = ceil_div(a.h, kGroup);
+    // Each block of tokens packs all of W again, each block of columns gathers all rows of x again. The
+    // latter is cheaper, so columns are split first, and tokens as far as an expert keeps rows enough in a
+    // block.
+    int64_t blocks = min_of(ceil_div(wanted, max_of(groups, 1)), routed / (128 * max_of(q.num_experts, 1)));
     if (!kOutHoldsSums) blocks = max_of(blocks, ceil_div(q.num_tokens, kSumTokens));
     blocks = max_of(1, max_of(blocks, min_of(threads / max_of(groups, 1), q.num_tokens)));
     split_columns(kOutHoldsSums ? ceil_div(wanted, blocks) : groups);
@@ -137,12 +163,12 @@ class CvmmFwd {
     for (int64_t t = 0; t < tokens; ++t)
       __builtin_memset(sums.data + t * sums.stride + n0, 0, sizeof(Acc) * width);
 
-    for_each_expert(q, 0, routed, [&](int64_t e, int64_t begin, int64_t end) {
+    for_each_expert(q, 0, routed, [&](int64_t e, int64_t next, int64_t begin, int64_t end) {
       if (tokens < q.num_tokens) {
         begin = lower_bound(q.order, begin, end, first_token * q.k);
         end = lower_bound(q.order, begin, end, (first_token + tokens) * q.k);
       }
-      if (begin < end) expert_block(e, begin, end, n0, n1, sums);
+      if (begin < end) expert_block(e, next, begin, end, n0, n1, sums);
     });
 
     if constexpr (!kOutHoldsSums)
@@ -151,69 +177,106 @@ class CvmmFwd {
           store(out + t * a.h + n, load(sums.data + t * sums.stride + n, n1 - n), n1 - n);
   }
 
-  // Positions [begin, end) of `order`, all of expert e, by columns [n0, n1).
-  void expert_block(int64_t e, int64_t begin, int64_t end, int64_t n0, int64_t n1, const Sums& sums) {
+  // Positions [begin, end) of `order`, all of expert e, by columns [n0, n1). `next` is the expert after this
+  // one.
+  void expert_block(int64_t e, int64_t next, int64_t begin, int64_t end, int64_t n0, int64_t n1,
+                    const Sums& sums) {
     const Strips depths(ceil_div(a.d, S::kDepth), kDepth);
     const int64_t most_rows = depths.count > 1 ? kBlockRows : end - begin;
-    for (int64_t n = n0; n < n1; n += kBlockCols)
+    for (int64_t n = n0; n < n1; n += kBlockCols) {
+      const int64_t after = n + kBlockCols;
+      const WeightsAhead ahead = depths.count > 1 ? WeightsAhead{}
+                                 : after < n1     ? weights_ahead(e, after, min_of(n1 - after, kBlockCols))
+                                                  : weights_ahead(next, n0, min_of(n1 - n0, kBlockCols));
       for (int64_t p = begin; p < end; p += most_rows)
-        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, kBlockCols), depths, sums);
+        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, kBlockCols), depths, ahead, sums);
+    }
   }
 
   // As expert_block, for rows and columns that fit the scratch.
   void row_block(int64_t e, int64_t begin, int64_t rows, int64_t n0, int64_t width, const Strips& depths,
-                 const Sums& sums) {
+                 WeightsAhead ahead, const Sums& sums) {
     Unit* const packed_x = static_cast<Unit*>(thread_scratch(kSlotA, sizeof(Unit) * kMaxRows * kPitch));
     Unit* const packed_w = static_cast<Unit*>(thread_scratch(kSlotB, sizeof(Unit) * kDepth * kBlockCols));
     const bool deep = depths.count > 1;
-    alignas(64) Acc tile[kMaxRows * kCols];
     Acc* const waiting =
         deep ? static_cast<Acc*>(thread_scratch(kSlotC, sizeof(Acc) * kBlockRows * kBlockCols)) : nullptr;
-    const bool plain = a.out && !a.bias && !a.dot && a.activation == Activation::none && !deep &&
-                       (sums.data || kOutHoldsSums);
+    alignas(64) Acc tile[kMaxRows * kCols];
+    const bool from_registers = a.out && !deep && (sums.data ? kOutHoldsSums || !a.dot : kOutHoldsSums);
     const TW* const w = static_cast<const TW*>(a.w) + e * a.w_stride_e + n0 * a.w_stride_h;
     const bool in_place = __is_same(T, Unit) && a.w_stride_h == 1 && rows <= kFewRows;
     const int64_t panels = ceil_div(width, kCols);
     const Strips strips(rows, kMaxRows);
+    const int64_t lines_ahead = in_place ? 0 : ahead.lines() / (strips.count * panels) + 1;
 
     for (int64_t block = 0; block < max_of(1, depths.count); ++block) {
       const bool last = block + 1 >= depths.count;
       const int64_t units = depths.count ? depths.size(block) : 0, k0 = depths.begin(block) * S::kDepth;
       const int64_t depth = min_of(units * S::kDepth, a.d - k0);
-      for (int64_t j = 0; j < panels; ++j) {
-        const int64_t n = j * kCols;
-        if (!in_place || width - n < kCols)
-          pack_panel<T>(w + k0 * a.w_stride_d + n * a.w_stride_h, a.w_stride_d, a.w_stride_h, depth,
-                        min_of(width - n, kCols), packed_w + n * units);
-      }
+      const TW* const corner = w + k0 * a.w_stride_d;
+      const int64_t unpacked = in_place ? width / kCols * kCols : 0;
+      pack_weights<T>(corner + unpacked * a.w_stride_h, a.w_stride_d, a.w_stride_h, depth, width - unpacked,
+                      packed_w + unpacked * units);
+      Strip pair[2];
+      open_strip(pair[0], begin, strips.size(0), sums);
       for (int64_t s = 0; s < strips.count; ++s) {
-        Strip strip;
-        open_strip(strip, begin + strips.begin(s), strips.size(s), sums);
+        Strip &strip = pair[s % 2], &next = pair[(s + 1) % 2];
+        next.rows = 0;
+        if (s + 1 < strips.count) open_strip(next, begin + strips.begin(s + 1), strips.size(s + 1), sums);
         for (int i = 0; i < strip.rows; ++i) pack_row(strip.x[i] + k0, depth, packed_x + i * kPitch);
-        const auto kernel = kernel_for<S, kPitch, 1>(strip.rows, 2);
         for (int64_t j = 0; j < panels; ++j) {
           const int64_t n = j * kCols, columns = min_of(width - n, kCols);
-          const bool full = columns == kCols, direct = plain && full;
+          const bool full = columns == kCols, direct = from_registers && full;
           Acc* c[kMaxRows];
-          for (int i = 0; i < strip.rows; ++i) {
-            if (direct)
-              c[i] = sums.data ? strip.sum[i] + n0 + n : reinterpret_cast<Acc*>(strip.out[i]) + n0 + n;
-            else
+          const Acc* other[kMaxRows];
+          Results<Acc> results{c};
+          if (direct) {
+            for (int i = 0; i < strip.rows; ++i)
+              c[i] = (sums.data ? strip.sum[i] : reinterpret_cast<Acc*>(strip.out[i])) + n0 + n;
+            results.add = sums.data;
+            results.relu = a.activation == Activation::relu;
+            if (a.gate) results.scale = strip.gate;
+            if (a.bias) results.bias = static_cast<const Acc*>(a.bias) + e * a.h + n0 + n;
+            if (a.dot) {
+              for (int i = 0; i < strip.rows; ++i)
+                other[i] = reinterpret_cast<const Acc*>(strip.other[i]) + n0 + n;
+              results.other = other;
+              results.dot = strip.dot;
+            }
+          } else {
+            for (int i = 0; i < strip.rows; ++i)
               c[i] = deep ? waiting + (strips.begin(s) + i) * kBlockCols + n : tile + i * kCols;
+            results.add = block > 0;
           }
-          const Unit* b = packed_w + n * units;
-          int64_t ldb = kCols;
-          if (in_place && full) {
-            b = reinterpret_cast<const Unit*>(w + k0 * a.w_stride_d + n);
-            ldb = a.w_stride_d;
+          // The next strip's rows, what its results meet in memory and the next block of W arrive while the
+          // kernel runs.
+          for (int64_t i = next.rows * j / panels; i < next.rows * (j + 1) / panels; ++i) {
+            prefetch_range(next.x[i] + k0, depth * sizeof(T));
+            if (last) prefetch_results(next, i, n0, width, sums);
           }
-          const auto run = columns > kLanes<Acc> ? kernel : kernel_for<S, kPitch, 1>(strip.rows, 1);
-          run(units, packed_x, b, ldb, c, direct && a.gate ? strip.gate : nullptr,
-              direct ? !!sums.data : block > 0);
-          if (last && !direct) finish_tile(strip, e, c, n0 + n, columns, !!sums.data);
+          ahead.fetch(lines_ahead);
+
+          const bool here = in_place && full;
+          kernel_for<S, kPitch, 1>(strip.rows, columns > kLanes<Acc> ? 2 : 1)(
+              units, packed_x, here ? reinterpret_cast<const Unit*>(corner + n) : packed_w + n * units,
+              here ? a.w_stride_d : kCols, results);
+          if (last && !direct) {
+            full ? finish_tile<true>(strip, e, c, n0 + n, columns, sums.data)
+                 : finish_tile<false>(strip, e, c, n0 + n, columns, sums.data);
+          }
+          if (last && a.dot && ((n0 + n + columns) % kGroup == 0 || n0 + n + columns == a.h))
+            close_dots(strip, (n0 + n) / kGroup);
         }
       }
     }
+  }
+
+  void prefetch_results(const Strip& strip, int64_t i, int64_t n, int64_t columns, const Sums& sums) const {
+    if (a.dot) prefetch_range(strip.other[i] + n, columns * sizeof(T));
+    if (sums.data)
+      prefetch_range(strip.sum[i] + n, columns * sizeof(Acc));
+    else if (a.out)
+      prefetch_range(strip.out[i] + n, columns * sizeof(T));
   }
 
   void open_strip(Strip& strip, int64_t begin, int rows, const Sums& sums) const {
@@ -222,10 +285,8 @@ class CvmmFwd {
       const int64_t r = q.order[begin + i], t = static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
       strip.route[i] = r;
       strip.x[i] = static_cast<const T*>(a.x.data) + (a.x.routed ? r : t) * a.x.stride;
-      if (a.dot) {
-        strip.other[i] = static_cast<const T*>(a.other.data) + (a.other.routed ? r : t) * a.other.stride;
-        strip.dot[i] = V{};
-      }
+      strip.other[i] = static_cast<const T*>(a.other.data) + (a.other.routed ? r : t) * a.other.stride;
+      strip.dot[i] = V{};
       if (sums.data)
         strip.sum[i] = sums.data + (t - sums.first_token) * sums.stride;
       else
@@ -234,24 +295,35 @@ class CvmmFwd {
     }
   }
 
-  // Takes the products c[i][0 : columns] of columns n.. to where they go.
+  // Takes the products c[i][0 : columns] of columns n.. to where they go; kFull: all lanes are real.
+  template <bool kFull>
   void finish_tile(Strip& strip, int64_t e, Acc* const* c, int64_t n, int64_t columns, bool sum) {
+    constexpr int L = kLanes<Acc>;
     const Acc* const bias = a.bias ? static_cast<const Acc*>(a.bias) + e * a.h + n : nullptr;
-    for (int i = 0; i < strip.rows; ++i)
-      for (int64_t j = 0; j < columns; j += kLanes<Acc>) {
-        const int64_t left = columns - j;
-        V u = load(c[i] + j, left);
+    const bool dots = a.dot, relu = a.activation == Activation::relu, gate = a.gate, write = a.out;
+    const int rows = strip.rows;
+    for (int i = 0; i < rows; ++i) {
+      const Acc* const from = c[i];
+      const T* const other = dots ? strip.other[i] + n : nullptr;
+      Acc* const to_sum = sum ? strip.sum[i] + n : nullptr;
+      T* const to = sum ? nullptr : strip.out[i] + n;
+      const Acc scale = strip.gate[i];
+      V dot = strip.dot[i];
+      for (int j = 0; j < (kFull ? kCols : columns); j += L) {
+        const int64_t left = kFull ? L : columns - j;
+        V u = load(from + j, left);
         if (bias) u += load(bias + j, left);
-        if (a.dot) strip.dot[i] += u * load(strip.other[i] + n + j, left);
-        if (!a.out) continue;
-        if (a.activation == Activation::relu) u = u < 0 ? V{} : u;
-        if (a.gate) u *= strip.gate[i];
+        if (dots) dot += u * load(other + j, left);
+        if (!write) continue;
+        if (relu) u = u < 0 ? V{} : u;
+        if (gate) u *= scale;
         if (sum)
-          store(strip.sum[i] + n + j, load(strip.sum[i] + n + j, left) + u, left);
+          store(to_sum + j, load(to_sum + j, left) + u, left);
         else
-          store(strip.out[i] + n + j, u, left);
+          store(to + j, u, left);
       }
-    if (a.dot && ((n + columns) % kGroup == 0 || n + columns == a.h)) close_dots(strip, n / kGroup);
+      strip.dot[i] = dot;
+    }
   }
 
   void close_dots(Strip& strip, int64_t group) {

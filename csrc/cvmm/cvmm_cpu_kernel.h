@@ -45,37 +45,65 @@ using Step = typename StepOf<T>::type;
 template <class S>
 inline constexpr int kPanel = 2 * kLanes<typename S::Acc>;  // columns of a full panel of B
 
-// B has `ldb` units between its steps. c[i] is row i of C. C = A . B, times scale[i] if scale, plus C if add.
+// What becomes of a block u = A . B. Null pointers: not wanted. In this order: u += bias; dot[i] += u[i] *
+// other[i], lane by lane; relu; times scale[i]; plus c if add; into row c[i].
+template <class Acc>
+struct Results {
+  Acc* const* c;
+  bool add = false, relu = false;
+  const Acc* scale = nullptr;
+  const Acc* bias = nullptr;
+  const Acc* const* other = nullptr;
+  Vector<Acc>* dot = nullptr;
+};
+
+// B has `ldb` units between its steps.
 template <class S>
 using Kernel = void (*)(int64_t depth, const typename S::Unit* a, const typename S::Unit* b, int64_t ldb,
-                        typename S::Acc* const* c, const typename S::Acc* scale, bool add);
+                        const Results<typename S::Acc>& results);
 
 // A(i, k) = a[i * kRowStride + k * kDepthStride]: known to the compiler, so that one pointer addresses all
 // rows.
 template <class S, int kRowStride, int kDepthStride, int M, int NV>
 void cvmm_kernel(int64_t depth, const typename S::Unit* a, const typename S::Unit* b, int64_t ldb,
-                 typename S::Acc* const* c, const typename S::Acc* scale, bool add) {
+                 const Results<typename S::Acc>& results) {
   using Unit = typename S::Unit;
   using Acc = typename S::Acc;
-  Vector<Acc> acc[M][NV] = {};
+  constexpr int L = kLanes<Acc>;
+  Vector<Acc> u[M][NV] = {};
   for (int64_t k = 0; k < depth; ++k, a += kDepthStride, b += ldb) {
     Vector<Unit> column[NV];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) column[j] = load_as<Vector<Unit>>(b + j * kLanes<Unit>);
+    for (int j = 0; j < NV; ++j) column[j] = load_as<Vector<Unit>>(b + j * L);
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) acc[i][j] = S::fma(acc[i][j], a[i * kRowStride], column[j]);
+      for (int j = 0; j < NV; ++j) u[i][j] = S::fma(u[i][j], a[i * kRowStride], column[j]);
+  }
+  const Results<Acc> r = results;
+  if (r.bias) {
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) {
+      const Vector<Acc> bias = load(r.bias + j * L);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) u[i][j] += bias;
+    }
+  }
+  if (r.dot) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) r.dot[i] += u[i][j] * load(r.other[i] + j * L);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) {
-      Acc* const to = c[i] + j * kLanes<Acc>;
-      Vector<Acc> v = acc[i][j];
-      if (scale) v *= scale[i];
-      if (add) v += load(to);
-      store(to, v);
+      Vector<Acc> v = u[i][j];
+      if (r.relu) v = v < 0 ? Vector<Acc>{} : v;
+      if (r.scale) v *= r.scale[i];
+      if (r.add) v += load(r.c[i] + j * L);
+      store(r.c[i] + j * L, v);
     }
 }
 

@@ -11,6 +11,11 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// `bytes` from p on into the second-level cache.
+inline void prefetch_range(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+
 template <class V, class U>
 inline void store_units(U* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
@@ -91,44 +96,52 @@ inline void transpose(Vector<U> (&v)[kLanes<U>]) {
   if constexpr (kDistance > 1) transpose<kDistance / 2, U>(v);
 }
 
-// A panel of W: `depth` elements of the contraction by n <= kPanel columns, written as [units][kPanel], zeros
-// beyond n.
+// A block of W, `depth` elements of the contraction by `width` columns, written as panels
+// [panel][units][kPanel], zeros beyond the width. Row-major and column-major W are read in the order of
+// memory.
 template <class T, class TW>
-void pack_panel(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth, int64_t n,
-                typename Step<T>::Unit* to) {
+void pack_weights(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth, int64_t width,
+                  typename Step<T>::Unit* to) {
   using S = Step<T>;
   using Unit = typename S::Unit;
   constexpr int L = kLanes<Unit>;
-  const int64_t units = ceil_div(depth, S::kDepth);
-  for (int64_t c = 0; c < kPanel<S>; c += L, to += L) {
-    const TW* const corner = w + c * stride_h;
-    const int64_t columns = n - c;
-    if (columns <= 0) {
-      for (int64_t k = 0; k < units; ++k) store_units(to + k * kPanel<S>, Vector<Unit>{});
-    } else if (stride_h == 1) {
-      for (int64_t k = 0; k < units; ++k) {
-        const TW* const row = corner + k * S::kDepth * stride_d;
-        const bool whole = (k + 1) * S::kDepth <= depth;
-        store_units(to + k * kPanel<S>, units_across<T>(row, whole ? row + stride_d : nullptr, columns));
-      }
-    } else if (stride_d == 1) {
+  const int64_t units = ceil_div(depth, S::kDepth), padded = ceil_div(width, kPanel<S>) * kPanel<S>;
+  const auto place = [=](int64_t column, int64_t unit) {
+    return to + (column / kPanel<S> * units + unit) * kPanel<S> + column % kPanel<S>;
+  };
+  if (stride_h == 1) {
+    for (int64_t k = 0; k < units; ++k) {
+      const TW* const row = w + k * S::kDepth * stride_d;
+      const TW* const second = (k + 1) * S::kDepth <= depth ? row + stride_d : nullptr;
+      for (int64_t c = 0; c < padded; c += L)
+        store_units(place(c, k), units_across<T>(row + c, second ? second + c : nullptr, width - c));
+    }
+  } else if (stride_d == 1) {
+    for (int64_t c = 0; c < padded; c += L) {
+      const TW* const corner = w + c * stride_h;
       for (int64_t k = 0; k < units; k += L) {
         Vector<Unit> square[L] = {};
-        const int64_t from = k * S::kDepth;
-        for (int64_t j = 0; j < min_of(columns, L); ++j)
-          square[j] = units_along<T>(corner + j * stride_h + from, depth - from);
+        const int64_t from = k * S::kDepth, rows = min_of(units - k, L);
+        if (width - c >= L && depth - from >= L * S::kDepth) {
+#pragma GCC unroll 16
+          for (int j = 0; j < L; ++j) square[j] = units_along<T>(corner + j * stride_h + from, L * S::kDepth);
+        } else {
+          for (int64_t j = 0; j < min_of(width - c, L); ++j)
+            square[j] = units_along<T>(corner + j * stride_h + from, depth - from);
+        }
         transpose<L / 2, Unit>(square);
-        for (int64_t i = 0; i < min_of(units - k, L); ++i) store_units(to + (k + i) * kPanel<S>, square[i]);
-      }
-    } else {
-      for (int64_t k = 0; k < units; ++k) {
-        TW rows[S::kDepth][L] = {};
-        for (int64_t i = 0; i < min_of(S::kDepth, depth - k * S::kDepth); ++i)
-          for (int64_t j = 0; j < min_of(columns, L); ++j)
-            rows[i][j] = corner[(k * S::kDepth + i) * stride_d + j * stride_h];
-        store_units(to + k * kPanel<S>, units_across<T>(rows[0], rows[S::kDepth - 1], L));
+        for (int64_t i = 0; i < rows; ++i) store_units(place(c, k + i), square[i]);
       }
     }
+  } else {
+    for (int64_t k = 0; k < units; ++k)
+      for (int64_t c = 0; c < padded; c += L) {
+        TW rows[S::kDepth][L] = {};
+        for (int64_t i = 0; i < min_of(S::kDepth, depth - k * S::kDepth); ++i)
+          for (int64_t j = 0; j < min_of(width - c, L); ++j)
+            rows[i][j] = w[(k * S::kDepth + i) * stride_d + (c + j) * stride_h];
+        store_units(place(c, k), units_across<T>(rows[0], rows[S::kDepth - 1], L));
+      }
   }
 }
 

@@ -40,12 +40,18 @@ inline int64_t expert_at(const Routing& q, int64_t p, int64_t from) {
   return low;
 }
 
-// Calls f(e, begin, end) for each expert with positions of [begin, end) in `order`.
+// Calls f(e, next, begin, end) for each expert with positions of [begin, end) in `order`; next: the expert
+// after it, or the number of experts.
 template <class F>
 void for_each_expert(const Routing& q, int64_t begin, int64_t end, const F& f) {
-  for (int64_t p = begin, e = 0; p < end; p = q.offsets[e + 1]) {
-    e = expert_at(q, p, e);
-    f(e, p, min_of(q.offsets[e + 1], end));
+  if (begin >= end) return;
+  int64_t e = expert_at(q, begin, 0);
+  for (int64_t p = begin; p < end;) {
+    const int64_t stop = min_of(q.offsets[e + 1], end),
+                  next = stop < end ? expert_at(q, stop, e) : q.num_experts;
+    f(e, next, p, stop);
+    p = stop;
+    e = next;
   }
 }
 

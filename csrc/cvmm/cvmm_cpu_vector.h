@@ -79,10 +79,12 @@ inline VectorH bf16_of_float(VectorF v) {
   return __builtin_convertvector((v != v ? nan : rounded) >> 16, VectorH);
 }
 
-#if defined(__AVX512F__)
-inline VectorF float_of_f16(VectorH h) { return bits_as<VectorF>(_mm512_cvtph_ps(bits_as<__m256i>(h))); }
+#if defined(__AVX512F__)  // maskz: g++ 12 warns of an undefined operand inside the plain intrinsics
+inline VectorF float_of_f16(VectorH h) {
+  return bits_as<VectorF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h)));
+}
 inline VectorH f16_of_float(VectorF v) {
-  return bits_as<VectorH>(_mm512_cvtps_ph(bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+  return bits_as<VectorH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__AVX2__)
 inline VectorF float_of_f16(VectorH h) { return bits_as<VectorF>(_mm256_cvtph_ps(bits_as<__m128i>(h))); }
