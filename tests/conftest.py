@@ -39,13 +39,16 @@ def poisoned_allocations():
 
 
 class Backend(NamedTuple):
-    """One implementation of the operations. ``active()`` is entered while a test uses it."""
+    """One implementation of the operations. ``active()`` is entered while a test uses it. On a ``slow`` one tests cover
+    the same code with fewer combinations, routes and repeats.
+    """
 
     name: str
     ops: ModuleType = sysgen.ops
     device: str = "cpu"
     active: Callable = nullcontext
     dtypes: tuple = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    slow: bool = False
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def _cpu_isa(name):
 BACKENDS = [
     pytest.param(Backend("reference", sysgen.reference, dtypes=(torch.float64, torch.float32)), id="reference"),
     *(pytest.param(Backend("cpu", active=lambda isa=isa: _cpu_isa(isa)), id=f"cpu-{isa}") for isa in core.cpu_isas()),
-    pytest.param(Backend("emulated", active=emulated), id="emulated"),
+    pytest.param(Backend("emulated", active=emulated, slow=True), id="emulated"),
     pytest.param(Backend("cuda", device="cuda"), id="cuda", marks=pytest.mark.cuda),
 ]
 
@@ -68,6 +71,13 @@ BACKENDS = [
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=core.cpu_isas())
+def isa(request):
+    """Every instruction-set level of the CPU kernels."""
+    with _cpu_isa(request.param):
         yield request.param
 
 

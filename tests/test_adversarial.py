@@ -55,8 +55,9 @@ def test_1_empty_experts_in_poisoned_memory(compiled, dtypes):
 
 @pytest.mark.parametrize("dtypes", [F32, BF16], ids=dtype_id)
 def test_2_one_expert_takes_all(compiled, dtypes):
-    inputs = cvmm_inputs((131072, 1, 11, 6, 512), dtypes, compiled.device, reduce=True)
-    inputs["experts"] = torch.full((131072, 1), 511, device=compiled.device)
+    tokens = 16384 if compiled.slow else 131072
+    inputs = cvmm_inputs((tokens, 1, 11, 6, 512), dtypes, compiled.device, reduce=True)
+    inputs["experts"] = torch.full((tokens, 1), 511, device=compiled.device)
     check_cvmm(ops, inputs)
     first, second = (gradients(ops.cvmm(**inputs), inputs, "x", "weight", "gate") for _ in range(2))
     for a, b in zip(first, second):
@@ -364,7 +365,7 @@ def test_10_bfloat16_is_rounded_once(compiled):
 def test_10_a_hundred_repeats_are_equal(compiled, dtypes):
     inputs = cvmm_inputs((300, 3, 65, 41, 5), dtypes, compiled.device, reduce=True)
     first = None
-    for _ in range(100):
+    for _ in range(10 if compiled.slow else 100):
         y = ops.cvmm(**inputs)
         results = [y.detach(), *gradients(y, inputs, "x", "weight", "gate")]
         first = first or results

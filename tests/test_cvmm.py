@@ -54,6 +54,8 @@ def test_values_and_gradients(backend, shape, dtypes):
     if dtypes[0] not in backend.dtypes:
         pytest.skip(f"the {backend.name} backend leaves {dtypes[0]} to the kernels")
     for routed, reduce, gate, bias in itertools.product(BOOLEANS, repeat=4):
+        if backend.slow and routed ^ reduce ^ gate ^ bias:
+            continue  # half of the combinations still hold every one of three options
         options = {"routed": routed, "reduce": reduce, "gate": gate, "bias": bias}
         check_cvmm(backend.ops, make_inputs(*shape, dtypes, backend.device, **options), what=str(options))
 

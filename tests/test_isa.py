@@ -12,16 +12,6 @@ from support import DTYPES, HALF, check_cvmm, dtype_id, routes, values
 from sysgen import ops
 from sysgen._load import core
 
-
-@pytest.fixture(params=core.cpu_isas())
-def isa(request):
-    previous = core.cpu_isa()
-    core.set_cpu_isa(request.param)
-    assert core.cpu_isa() == request.param
-    yield request.param
-    core.set_cpu_isa(previous)
-
-
 # One below, at and above the widths of vectors, register tiles and cache blocks of any level.
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129]
 
@@ -52,6 +42,10 @@ def test_every_edge_of_every_tile(isa, dtypes):
 )
 def test_more_than_one_cache_block(isa, tokens, k, d, h, num_experts, dtypes):
     check_cvmm(ops, inputs_of(tokens, k, d, h, num_experts, dtypes, reduce=True))
+
+
+def test_the_level_is_the_one_that_was_set(isa):
+    assert core.cpu_isa() == isa
 
 
 def test_the_bound_of_float32_is_the_promised_one(isa):

@@ -105,9 +105,9 @@ def test_backward_twice_over_one_graph(compiled, recompute):
 
 @pytest.mark.parametrize("recompute", BOOLEANS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_derivatives_of_first_and_second_order(compiled, activation, recompute):
-    inputs = make_inputs((3,), 2, 3, 2, 2, 3, DTYPES[0], compiled.device)
-    experts = torch.tensor([[0, 0], [2, -1], [0, 2]], device=compiled.device)  # expert 1 is empty
+def test_derivatives_of_first_and_second_order(device, activation, recompute):
+    inputs = make_inputs((3,), 2, 3, 2, 2, 3, DTYPES[0], device)
+    experts = torch.tensor([[0, 0], [2, -1], [0, 2]], device=device)  # expert 1 is empty
 
     def call(x, gate, w_up, w_down, b_up=None):
         return ops.moe_ffn(x, experts, gate, w_up, w_down, b_up=b_up, activation=activation, recompute=recompute)

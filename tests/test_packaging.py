@@ -1,6 +1,7 @@
 """The compiled file, the build, and what a user sees when something of them is missing."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -73,8 +74,10 @@ def test_instruction_sets_share_no_inline_code(source, isa, tmp_path):
 def test_the_stub_file_names_what_the_core_has():
     tree = ast.parse((ROOT / "sysgen/_core.pyi").read_text())
     functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-    if core.cuda_archs is None:
+    if core.cuda_route is None:
         functions = {n for n in functions if not n.endswith("_scratch_bytes")}
+    if core.cuda_route != "nvrtc":
+        functions -= {"set_kernel_compiler", "dry_run"}
     attributes = {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)}
     assert functions | attributes == {n for n in dir(core) if not n.startswith("__")}
     assert (ROOT / "sysgen/py.typed").exists()
@@ -115,6 +118,19 @@ def test_the_source_distribution_can_be_built_from(tmp_path):
         ROOT / n for n in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "sysgen/py.typed")
     ]
     assert not {str(f.relative_to(ROOT)) for f in sources} - held
+
+
+def test_an_installation_holds_the_package_and_nothing_else():
+    try:
+        files = {str(f) for f in importlib.metadata.files("sysgen") or ()}
+    except importlib.metadata.PackageNotFoundError:
+        files = set()
+    if not any(f.startswith("sysgen/") for f in files):
+        pytest.skip("sysgen is not installed, or runs from its source folder")
+    assert not [f for f in files if not re.match(r"sysgen(/|-[^/]+\.dist-info/)", f)]
+    sources = {str(f.relative_to(ROOT)) for f in (ROOT / "sysgen").rglob("*.py")}
+    assert sources | {"sysgen/py.typed", "sysgen/_core.pyi"} <= files
+    assert len([f for f in files if re.match(r"sysgen/_core\..*so$", f)]) == 1
 
 
 # ---- what a user sees
@@ -168,7 +184,7 @@ def test_cuda_on_without_nvcc_names_the_fixes(tmp_path, no_nvcc):
         assert fix in result.stderr
     result = configure("auto", tmp_path / "build-auto", no_nvcc)
     assert result.returncode == 0, result.stderr
-    assert "no nvcc found: CPU kernels only" in result.stdout
+    assert "no nvcc found: compiled by NVRTC when they are used" in result.stdout
 
 
 def test_an_unknown_value_of_sysgen_cuda_is_refused(tmp_path):
@@ -180,7 +196,7 @@ def test_an_unknown_value_of_sysgen_cuda_is_refused(tmp_path):
     assert result.returncode and "SYSGEN_CUDA must be auto, on or off, got 'perhaps'" in result.stderr
 
 
-@pytest.mark.skipif(core.cuda_archs is not None, reason="this build has CUDA kernels")
+@pytest.mark.skipif(core.cuda_route is not None, reason="this build has CUDA kernels")
 @pytest.mark.cuda
 def test_cuda_tensors_without_cuda_kernels():
     import torch

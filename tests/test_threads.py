@@ -48,9 +48,7 @@ def assert_equal(first, second):
 
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("dtypes", DTYPES, ids=dtype_id)
-def test_the_number_of_threads_changes_no_bit(compiled, dtypes, skewed):
-    if compiled.device != "cpu":
-        pytest.skip("threads are the CPU's")
+def test_the_number_of_threads_changes_no_bit(isa, dtypes, skewed):
     inputs = inputs_of(dtypes, skewed)
     torch.set_num_threads(1)
     one = results_of(inputs)
