@@ -79,8 +79,8 @@ void route_fwd_cuda(const RouteArgs& args, int device_index, void* stream) {
     if (passes.tiles > 0) SYSGEN_LAUNCH(route_scatter_kernel, over_tiles, stream, a);
   }
   if (passes.count > 1) {
-    const LaunchConfig over_experts{dim3(static_cast<unsigned>(args.num_experts / RouteTile::THREADS + 1)),
-                                    block};
+    const int64_t blocks = std::min<int64_t>(args.num_experts / RouteTile::THREADS + 1, 1024);
+    const LaunchConfig over_experts{dim3(static_cast<unsigned>(blocks)), block};
     SYSGEN_LAUNCH(route_offsets_kernel, over_experts, stream, a);
   }
 }

@@ -160,18 +160,19 @@ __global__ void __launch_bounds__(RouteTile::THREADS) route_scatter_kernel(const
 
 // After several passes: offsets[e] = number of keys below e, by binary search in the sorted keys.
 __global__ void __launch_bounds__(RouteTile::THREADS) route_offsets_kernel(const RouteArgsDevice a) {
-  const i64 e = i64(blockIdx.x) * RouteTile::THREADS + threadIdx.x;
-  if (e > a.num_experts) return;
-  i64 low = 0, high = a.num_routes;
-  while (low < high) {
-    const i64 middle = (low + high) / 2;
-    if (a.keys_out[middle] < e) {
-      low = middle + 1;
-    } else {
-      high = middle;
+  const i64 first = i64(blockIdx.x) * RouteTile::THREADS + threadIdx.x;
+  for (i64 e = first; e <= a.num_experts; e += i64(gridDim.x) * RouteTile::THREADS) {
+    i64 low = 0, high = a.num_routes;
+    while (low < high) {
+      const i64 middle = (low + high) / 2;
+      if (a.keys_out[middle] < e) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
     }
+    a.offsets[e] = low;
   }
-  a.offsets[e] = low;
 }
 
 }  // namespace sysgen
