@@ -2,11 +2,13 @@
 // device.cuh, after the fixed-width names. docs/kernels.md says how to run a kernel this way.
 #pragma once
 
+#if defined(SYSGEN_EMULATOR)
 #if !defined(__x86_64__) || !defined(__linux__)
 #error "the CUDA emulator of sysgen runs on x86-64 Linux only (it switches stacks in assembly)"
 #endif
 #if defined(__clang__) || !defined(__GNUC__) || __GNUC__ < 12 || __cplusplus < 202002L
 #error "the CUDA emulator of sysgen needs GCC 12 or later with -std=c++20"
+#endif
 #endif
 
 #include "emulator/half.h"

@@ -21,7 +21,7 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// ---- tests ----------------------------------------------------------------------------------------------
+// ---- tests
 
 // What the launches of this process have done since the counters were last set to zero.
 struct Counters {
@@ -42,7 +42,7 @@ void set_order(const char* order);
 // The CPU time that a launch may take; default 120 s, or SYSGEN_EMULATOR_TIMEOUT.
 void set_timeout(double seconds);
 
-// ---- launches -------------------------------------------------------------------------------------------
+// ---- launches
 
 struct Grid {
   dim3 grid, block;
@@ -51,7 +51,7 @@ struct Grid {
 };
 void run_grid(const char* kernel, const Grid& grid, void (*body)(void*), void* arguments);
 
-// ---- the calling CUDA thread ----------------------------------------------------------------------------
+// ---- the calling CUDA thread
 
 struct ThreadContext {
   uint3 threadIdx, blockIdx;
@@ -63,7 +63,7 @@ extern ThreadContext* current;  // null on the host
 // Ends the kernel; the launch throws Error.
 [[noreturn]] void fail(const Location& where, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-// ---- synchronisation ------------------------------------------------------------------------------------
+// ---- synchronisation
 
 enum class Reduce { none, count, all, any };
 // All threads of the block, or `threads` of them, meet; the result is the reduction over their `value`.
@@ -75,7 +75,7 @@ void fence();
 void atomic_before(const void* p);  // around every relaxed atomic, for the fences
 void atomic_after(const void* p);
 
-// ---- warp operations ------------------------------------------------------------------------------------
+// ---- warp operations
 
 // All lanes of the mask meet; the last to arrive computes every lane's result. Each lane gives a pointer to
 // its operands, in a type that belongs to the operation.
@@ -108,7 +108,7 @@ extern const WarpOperation shfl, shfl_up, shfl_down, shfl_xor, ballot, match_any
     reduce_max, reduce_min_signed, reduce_max_signed, reduce_and, reduce_or, reduce_xor, syncwarp, ldmatrix,
     mma_m16n8k16_bf16, mma_m16n8k16_f16, mma_m16n8k8_tf32;
 
-// ---- shared memory --------------------------------------------------------------------------------------
+// ---- shared memory
 
 void* static_shared(const void* key, size_t bytes, const char* name, const Location& where);
 void* dynamic_shared(unsigned index, size_t bytes, const Location& where);
@@ -116,7 +116,7 @@ bool in_shared(const void* p, size_t bytes);
 void poison(const void* p, size_t bytes);  // for AddressSanitizer, where it is linked
 void unpoison(const void* p, size_t bytes);
 
-// ---- asynchronous copies: the runtime keeps the queue -----------------------------------------------------
+// ---- asynchronous copies: the runtime keeps the queue
 
 struct AsyncCopy {
   unsigned char* destination;

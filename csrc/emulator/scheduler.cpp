@@ -223,7 +223,6 @@ void run_grid(const char* kernel, const Grid& grid, void (*body)(void*), void* a
 }
 
 // ---- who runs next
-// ------------------------------------------------------------------------------------------
 
 unsigned random_below(unsigned n) { return static_cast<unsigned>(random_bits() % n); }
 

@@ -13,7 +13,6 @@ namespace sysgen::emulator {
 namespace {
 
 // ---- ldmatrix
-// -------------------------------------------------------------------------------------------------
 
 // A row covers 4 of the 32 banks; eight different rows are read at once if no two of them share a bank.
 unsigned reads_of(MatrixLoad* const* rows) {
@@ -46,7 +45,6 @@ void compute_ldmatrix(unsigned, void* const* operands) {
 }
 
 // ---- mma: D[16][8] = A[16][K] * B[K][8] + C
-// -------------------------------------------------------------------
 
 float low_bf16(uint32_t v) { return std::bit_cast<float>(v << 16); }
 float high_bf16(uint32_t v) { return std::bit_cast<float>(v & 0xffff0000u); }

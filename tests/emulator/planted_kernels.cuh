@@ -58,7 +58,6 @@ namespace planted {
 using namespace sysgen;
 
 // ---- out[r, :] = x[gather[r], :] . w[expert of row r], with rows sorted by expert
-// ---------------------------------
 
 struct ProductArgs {
   const void* x;       // [*, K]
@@ -237,7 +236,6 @@ __global__ void __launch_bounds__(ProductBf16<BUG>::THREADS) product_bf16(const 
 }
 
 // ---- exclusive sums of rows, one block a row
-// ----------------------------------------------------------------------
 
 struct ScanArgs {
   const int* in;  // [rows, n]
@@ -291,7 +289,6 @@ __global__ void __launch_bounds__(kScanThreads) row_scan(const ScanArgs a) {
 }
 
 // ---- a histogram whose last block turns counts into offsets
-// -------------------------------------------------------
 
 struct HistogramArgs {
   const unsigned* keys;  // [n]
@@ -335,7 +332,6 @@ __global__ void __launch_bounds__(kBins) histogram_offsets(const HistogramArgs a
 }
 
 // ---- a persistent kernel: one grid barrier a time step
-// ------------------------------------------------------------
 
 struct SmoothArgs {
   float* a;  // [n] in
@@ -373,7 +369,6 @@ __global__ void __launch_bounds__(64) persistent_smooth(const SmoothArgs args) {
 }
 
 // ---- within a warp, between two warps, and the rest
-// ---------------------------------------------------------------
 
 struct FloatArgs {
   const float* in;

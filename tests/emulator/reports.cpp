@@ -55,7 +55,6 @@ void refused(const std::string& what, std::initializer_list<const char*> parts, 
 }
 
 // ---- launches
-// -----------------------------------------------------------------------------------------------------
 
 __global__ void idle_kernel(const Arguments) {}
 __global__ void large_static_kernel(const Arguments a) {
@@ -125,7 +124,6 @@ void check_launches() {
 }
 
 // ---- barriers and warp operations
-// ---------------------------------------------------------------------------------
 
 __global__ void meeting_kernel(const Arguments a) {
   const u32 tid = threadIdx.x;
@@ -233,7 +231,6 @@ void check_meetings() {
 }
 
 // ---- loops without end
-// --------------------------------------------------------------------------------------------
 
 __global__ void spinning_kernel(const Arguments a) {
   if (a.mode == 0)
@@ -268,7 +265,6 @@ void check_loops() {
 }
 
 // ---- copies and matrices
-// ------------------------------------------------------------------------------------------
 
 __global__ void copying_kernel(const Arguments a) {
   SYSGEN_SHARED(unsigned, tile, [1024]);
@@ -320,7 +316,6 @@ void check_copies() {
 }
 
 // ---- crashes
-// ------------------------------------------------------------------------------------------------------
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 int endless_recursion(volatile int* p) {
@@ -351,7 +346,6 @@ void check_crashes() {}
 #endif
 
 // ---- counters and orders
-// ------------------------------------------------------------------------------------------
 
 __global__ void counted_kernel(const Arguments a) {
   SYSGEN_SHARED(unsigned, rows, [32][36]);    // 144 bytes a row: eight rows lie in different banks
