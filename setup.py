@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -108,10 +109,24 @@ class CMakeBuild(build_ext):
                 shutil.rmtree(build)
 
 
+class BuildPy(build_py):
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self._copy_device_files()
+
+    def _copy_device_files(self):
+        """For NVRTC, which compiles the kernels on the user's machine if this build has no nvcc."""
+        for source in sorted((ROOT / "csrc").rglob("*.cuh")):
+            target = Path(self.build_lib, "sysgen/_device", source.relative_to(ROOT / "csrc"))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+
+
 setup(
     version=version(),
     license="Apache-2.0",
     ext_modules=[Extension("sysgen._core", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPy},
     setup_requires=build_requirements(),
 )

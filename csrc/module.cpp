@@ -5,6 +5,9 @@
 #include "common/check.h"
 #include "cvmm/cvmm_bind.h"
 #include "routing/route_bind.h"
+#if defined(SYSGEN_DRIVER_LAUNCH)
+#include "device/launch_driver_bind.h"
+#endif
 
 #if defined(SYSGEN_EMULATOR)
 PYBIND11_MODULE(_core_emulated, m) {
@@ -26,4 +29,7 @@ PYBIND11_MODULE(_core, m) {
   sysgen::register_build_info(m);
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
+#if defined(SYSGEN_DRIVER_LAUNCH)
+  sysgen::register_launch_driver(m);
+#endif
 }

@@ -1,10 +1,11 @@
 # The compiled core. `Tensor` stands for any DLPack array: torch, NumPy, CuPy. csrc/*/*.h documents the arguments.
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 Tensor = Any
 
 version: str
-cuda_version: Optional[str]  # None in a build without CUDA kernels
+cuda_route: Optional[str]  # "nvcc"; "nvrtc": compiled at the first launch; None: no CUDA kernels
+cuda_version: Optional[str]  # of nvcc
 cuda_archs: Optional[str]
 emulated: bool
 
@@ -55,7 +56,11 @@ def cvmm_bwd_w(
     /,
 ) -> None: ...
 
-# Only in a build with CUDA kernels.
+# Only where cuda_route is "nvrtc".
+def set_kernel_compiler(compile: Callable[[str, str, int, int, int], tuple[bytes, bytes]], /) -> None: ...
+def dry_run(call: Callable[[], Any], /) -> list[tuple[str, str, int, int]]: ...
+
+# Only where cuda_route is not None.
 def route_scratch_bytes(num_routes: int, num_experts: int) -> int: ...
 def cvmm_fwd_scratch_bytes(
     x: Tensor,

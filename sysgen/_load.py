@@ -4,6 +4,8 @@ import os
 from importlib import import_module
 from pathlib import Path
 
+from ._nvrtc import compile_kernel
+
 _HERE = Path(__file__).resolve().parent
 
 
@@ -33,4 +35,6 @@ def _check_isa(wanted):
 
 
 core = _load()
+if core.cuda_route == "nvrtc":
+    core.set_kernel_compiler(compile_kernel)
 _check_isa(os.environ.get("SYSGEN_CPU_ISA"))

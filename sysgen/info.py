@@ -9,7 +9,7 @@ import subprocess
 
 import torch
 
-from . import __version__
+from . import __version__, _nvrtc
 from ._load import core
 
 # Public operation -> registered operations that it runs on.
@@ -52,20 +52,30 @@ def _cuda_serves(capability):
 
 def _backends(gpus):
     cpu = f"yes ({core.cpu_isa()})"
-    if core.cuda_archs is None:
-        cuda = "no: built without nvcc (install the CUDA toolkit, then SYSGEN_CUDA=on pip install .)"
+    if core.cuda_route is None:
+        cuda = "no: built with neither nvcc nor GCC 12 (install the CUDA toolkit, then SYSGEN_CUDA=on pip install .)"
     elif not torch.backends.cuda.is_built():
-        cuda = "no: compiled in, but this torch is a CPU build"
+        cuda = "no: this torch is a CPU build"
     elif not gpus:
-        cuda = "no: compiled in, but torch sees no GPU"
+        cuda = "no: torch sees no GPU"
+    elif core.cuda_route == "nvrtc":
+        cuda = f"no: {_nvrtc.missing()}" if _nvrtc.missing() else "yes (compiled by NVRTC at the first launch)"
     elif not _cuda_serves(gpus[0]["capability"]):
         cuda = (
             f"no: built for {core.cuda_archs}, the GPU is {gpus[0]['capability']} "
             f"(SYSGEN_CUDA_ARCHS={gpus[0]['capability'].replace('.', '')} pip install .)"
         )
     else:
-        cuda = "yes"
+        cuda = "yes (compiled by nvcc)"
     return {op: {"cpu": cpu, "cuda": cuda, "reference": "yes"} for op in OPERATIONS}
+
+
+def _cuda_build():
+    if core.cuda_route == "nvcc":
+        return f"nvcc {core.cuda_version}, architectures {core.cuda_archs}"
+    if core.cuda_route == "nvrtc":
+        return f"NVRTC at the first launch: {_nvrtc.missing() or _nvrtc.nvrtc().description}"
+    return None
 
 
 def collect():
@@ -74,7 +84,7 @@ def collect():
     return {
         "sysgen": __version__,
         "core": core.__file__,
-        "cuda build": f"{core.cuda_version}, architectures {core.cuda_archs}" if core.cuda_archs else None,
+        "cuda build": _cuda_build(),
         "cpu instruction sets": core.cpu_isas(),
         "cpu instruction set in use": core.cpu_isa(),
         "python": platform.python_version(),

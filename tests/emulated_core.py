@@ -1,4 +1,4 @@
-"""A core whose CUDA kernels run on the host, over CPU tensors: built here, and put in place of the installed one."""
+"""Cores whose CUDA launchers take CPU tensors: built here, and put in place of the installed one."""
 
 import functools
 import importlib.util
@@ -24,7 +24,7 @@ def _run(*command):
 
 
 @functools.cache
-def _load():
+def _load(target):
     missing = [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None]
     if missing or importlib.util.find_spec("pybind11") is None:
         return None, f"building the emulated core needs {', '.join(missing) or 'pybind11'}"
@@ -39,8 +39,8 @@ def _load():
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     )
-    _run("cmake", "--build", str(BUILD), "--target", "_core_emulated")
-    (path,) = BUILD.glob("_core_emulated*.so")
+    _run("cmake", "--build", str(BUILD), "--target", target)
+    (path,) = BUILD.glob(f"{target}*.so")
     spec = importlib.util.spec_from_file_location("sysgen._core_emulated", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -48,9 +48,8 @@ def _load():
 
 
 @contextmanager
-def emulated():
-    """While entered, the operations launch their CUDA kernels on the emulator."""
-    module, reason = _load()
+def _in_place(target):
+    module, reason = _load(target)
     if module is None:
         pytest.skip(reason)
     places = (_cvmm_ops, routing)
@@ -58,7 +57,17 @@ def emulated():
     for place in places:
         place.core = module
     try:
-        yield
+        yield module
     finally:
         for place, core in zip(places, previous):
             place.core = core
+
+
+def emulated():
+    """While entered, the operations launch their CUDA kernels on the emulator."""
+    return _in_place("_core_emulated")
+
+
+def launching_by_name():
+    """While entered, the operations launch their CUDA kernels by name, as a core does that was built without nvcc."""
+    return _in_place("_core_by_name")

@@ -60,10 +60,10 @@ inline bool runs_on_cuda(const TensorView& t) { return t.device == (kEmulated ? 
 
 [[noreturn]] inline void no_device(const char* op, const TensorView& t) {
   if (t.device == Device::cuda)
-    throw NotImplementedError(
-        cat(op,
-            ": this build of sysgen has no CUDA kernels (nvcc was not found when it was installed); move the "
-            "tensors to the CPU, or reinstall with SYSGEN_CUDA=on"));
+    throw NotImplementedError(cat(
+        op,
+        ": this build of sysgen has no CUDA kernels (neither nvcc nor GCC 12 was there to build them); move "
+        "the tensors to the CPU, or reinstall with SYSGEN_CUDA=on"));
   throw NotImplementedError(cat(op, ": only CPU and CUDA tensors are supported"));
 }
 

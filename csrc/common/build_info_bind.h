@@ -16,7 +16,12 @@ inline void register_build_info(pybind11::module_& m) {
   namespace py = pybind11;
   m.attr("version") = SYSGEN_VERSION;
   m.attr("emulated") = kEmulated;  // the CUDA kernels run on the host, over CPU tensors
-#if defined(SYSGEN_WITH_CUDA)
+#if defined(SYSGEN_CUDA_ROUTE)
+  m.attr("cuda_route") = SYSGEN_CUDA_ROUTE;
+#else
+  m.attr("cuda_route") = py::none();
+#endif
+#if defined(SYSGEN_CUDA_ARCHS)
   m.attr("cuda_version") = SYSGEN_CUDA_VERSION;
   m.attr("cuda_archs") = SYSGEN_CUDA_ARCHS;
 #else

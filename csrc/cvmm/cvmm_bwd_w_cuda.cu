@@ -73,13 +73,13 @@ void launch_product(const CvmmBwdWArgs& a, void* stream) {
   const int64_t slots = a.route.num_routes() / k.segment + a.route.num_experts;
   const LaunchConfig config{dim3(grid_x("cvmm_bwd_w", slots * tiles)), dim3(P::THREADS),
                             sizeof(typename P::Shared)};
-  SYSGEN_LAUNCH(cvmm_bwd_w_kernel<P>, config, stream, k);
+  SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
 
   if (const int64_t kept = kept_segments<P>(a)) {
     const CvmmSegmentsArgs<T> s{k.offsets, k.num_experts, a.d * a.h, k.segment, k.segments, k.dw, k.dw_acc};
     const unsigned y = static_cast<unsigned>(std::min<int64_t>(ceil_div(s.elements, 256), 1024));
     const LaunchConfig reduce{dim3(static_cast<unsigned>(kept / 2), y), dim3(256)};
-    SYSGEN_LAUNCH(cvmm_segments_kernel<T>, reduce, stream, s);
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_segments_kernel, T, reduce, stream, s);
   }
 }
 

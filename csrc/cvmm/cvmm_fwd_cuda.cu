@@ -119,7 +119,7 @@ void launch_product(const CvmmFwdArgs& a, void* stream) {
     const int64_t tiles = routes / P::BM + a.route.num_experts + 1;
     const LaunchConfig config{dim3(grid_x("cvmm", tiles * n_tiles)), dim3(P::THREADS),
                               sizeof(CvmmFwdShared<P>)};
-    SYSGEN_LAUNCH(cvmm_fwd_kernel<P>, config, stream, k);
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
   }
   if (a.out && a.reduce && a.route.num_tokens > 0 && a.h > 0) {
     const int64_t v = 16 / sizeof(Acc<T>);
@@ -133,13 +133,13 @@ void launch_product(const CvmmFwdArgs& a, void* stream) {
     c.vec = a.h % v == 0 && copy_width(c.sorted, {}) == 16 && copy_width(c.out, {}) == 16;
     const int64_t blocks = ceil_div(a.route.num_tokens * ceil_div(a.h, v), 256);
     const LaunchConfig config{dim3(static_cast<unsigned>(std::min(blocks, kMaxGridX))), dim3(256)};
-    SYSGEN_LAUNCH(cvmm_combine_kernel<T>, config, stream, c);
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_combine_kernel, T, config, stream, c);
   }
   if (a.dot && routes > 0 && n_tiles != 1) {
     const CvmmDotArgs<Acc<T>> c{
         k.dot_tiles, k.order, k.offsets, routes, a.route.num_experts, k.n_tiles, static_cast<Acc<T>*>(a.dot)};
     const LaunchConfig config{dim3(static_cast<unsigned>(ceil_div(routes, 256))), dim3(256)};
-    SYSGEN_LAUNCH(cvmm_dot_kernel<Acc<T>>, config, stream, c);
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_dot_kernel, Acc<T>, config, stream, c);
   }
 }
 

@@ -1,6 +1,7 @@
 // Everything that a kernel may use of the machine. A kernel file includes this and nothing else; nvcc and
-// NVRTC see PTX below, g++ (SYSGEN_EMULATOR) sees csrc/emulator, where every CUDA thread is a fibre. A new
-// instruction is one wrapper with two bodies and a row in the conformance test.
+// NVRTC see PTX below, g++ (SYSGEN_EMULATOR) sees csrc/emulator, where every CUDA thread is a fibre, or only
+// its declarations (SYSGEN_DRIVER_LAUNCH). A new instruction is one wrapper with two bodies and a row in the
+// conformance test.
 #pragma once
 
 namespace sysgen {
@@ -9,7 +10,7 @@ using u64 = unsigned long long;
 using u32 = unsigned;
 }  // namespace sysgen
 
-#if defined(SYSGEN_EMULATOR)
+#if defined(SYSGEN_EMULATOR) || defined(SYSGEN_DRIVER_LAUNCH)
 #include "emulator/emulator.h"
 #else
 #include <cuda_bf16.h>

@@ -1,12 +1,15 @@
 // Host side of a launch: the only place that knows the CUDA runtime. Launchers fill one argument struct and
-// call SYSGEN_LAUNCH; the emulator gives the same macro another body.
+// call SYSGEN_LAUNCH, or SYSGEN_LAUNCH_TEMPLATE for a kernel with one type parameter. The macros have two
+// further bodies: the emulator's, and the driver's for a core that was built without nvcc.
 #pragma once
 #include <cstddef>
 
 #include "common/check.h"
 #include "device/device.cuh"
 
-#if defined(SYSGEN_EMULATOR)
+#if defined(SYSGEN_DRIVER_LAUNCH)
+#include "device/launch_driver.h"
+#elif defined(SYSGEN_EMULATOR)
 #include "emulator/launch.h"
 #else
 #include <cuda_runtime.h>
@@ -67,4 +70,8 @@ void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, 
 }  // namespace sysgen
 #endif
 
+#if !defined(SYSGEN_DRIVER_LAUNCH)
 #define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS) ::sysgen::launch(#KERNEL, &KERNEL, CONFIG, STREAM, ARGS)
+#define SYSGEN_LAUNCH_TEMPLATE(KERNEL, TRAITS, CONFIG, STREAM, ARGS) \
+  SYSGEN_LAUNCH(KERNEL<TRAITS>, CONFIG, STREAM, ARGS)
+#endif

@@ -1,0 +1,323 @@
+"""The route without nvcc: g++ compiles the launchers, NVRTC the kernels. Everything but a GPU's own part of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from emulated_core import launching_by_name
+
+from sysgen import _nvrtc, ops
+from sysgen._load import core
+
+TESTS = Path(__file__).resolve().parent
+CSRC = TESTS.parent / "csrc"
+
+
+@pytest.fixture(scope="module")
+def by_name():
+    """A core that launches kernels by name, over CPU tensors, in place of the installed one."""
+    with launching_by_name() as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    try:
+        return _nvrtc.nvrtc()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def _launch_everything():
+    """Calls that together launch every instantiation of every kernel; a test below proves it."""
+    halves = [(t, w) for t in (torch.bfloat16, torch.float16) for w in (t, torch.float32)]
+    plain = [(torch.float64, "ieee"), *((torch.float32, p) for p in ("ieee", "tf32", "tf32x3"))]
+    cases = [(t, w, "ieee") for t, w in halves] + [(t, t, p) for t, p in plain]
+    ops.route(torch.zeros(64, 2, dtype=torch.int64), 3000)  # two passes
+    # 1408 routes and 3072 columns: enough of both for large tiles, many column tiles and several segments
+    for tokens, width in ((7, 5), (1408, 3072)):
+        route = ops.route(torch.zeros(tokens, 1, dtype=torch.int64), 1)
+        for dtype, w_dtype, precision in cases:
+            x = torch.zeros(tokens, 8, dtype=dtype, requires_grad=True)
+            gate = torch.ones(tokens, 1, requires_grad=True)
+            for shape, swap in (((1, 8, width), False), ((1, width, 8), True)):
+                w = torch.zeros(shape, dtype=w_dtype, requires_grad=True)
+                y = ops.cvmm(x, route, w.transpose(1, 2) if swap else w, gate=gate, reduce=True, precision=precision)
+                y.sum().backward()
+            hidden = torch.zeros(tokens, 1, width, dtype=dtype, requires_grad=True)
+            w = torch.zeros(1, width, 8, dtype=w_dtype)
+            ops.cvmm(hidden, route, w, gate=gate, reduce=True, precision=precision).sum().backward()
+
+
+@pytest.fixture(scope="module")
+def kernels(by_name):
+    """Every kernel: (kernel, arguments, bytes, alignment)."""
+    return sorted(set(by_name.dry_run(_launch_everything)))
+
+
+def _by_file(kernels):
+    files = {}
+    for kernel in kernels:
+        files.setdefault(_nvrtc.header_of(kernel[0]), []).append(kernel)
+    return files
+
+
+# ---- the kernels
+
+
+def test_every_instantiation_is_enumerated(by_name, kernels):
+    """The traits of every launch leave their type information in the compiled file."""
+    names = subprocess.run([shutil.which("nm"), "-C", by_name.__file__], capture_output=True, text=True, check=True)
+    built = set(re.findall(r"typeinfo for (sysgen::\w+Product<.+>)$", names.stdout, re.M))
+    called = {m.group(1) for k in kernels if (m := re.search(r"_kernel<(sysgen::\w+Product<.+>)>$", k[0]))}
+    assert len(built) > 20 and called == built
+    defined = {n for f in CSRC.glob("*/*_kernels.cuh") for n in re.findall(r"\b(\w+_kernel)\(", f.read_text())}
+    assert {re.match(r"sysgen::(\w+)", k[0]).group(1) for k in kernels} == defined
+
+
+def test_every_kernel_compiles(nvrtc, kernels):
+    """Names resolve, and NVRTC sees arguments of the same size and alignment as g++."""
+
+    def check(job):
+        arch, group = job
+        image, symbols = nvrtc.compile(_nvrtc.program(group), [k[0] for k in group], arch)
+        assert len(set(symbols)) == len(group)
+        for symbol in symbols:
+            assert f".entry {symbol}(".encode() in image
+        return True
+
+    jobs = [(arch, group) for arch in ("compute_80", "compute_90") for group in _by_file(kernels).values()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        assert all(pool.map(check, jobs))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_one_kernel_of_each_file_compiles_to_machine_code(nvrtc, kernels, arch):
+    for group in _by_file(kernels).values():
+        image, (symbol,) = nvrtc.compile(_nvrtc.program(group[-1:]), [group[-1][0]], arch)
+        assert image.startswith(b"\x7fELF") and symbol.encode() in image
+
+
+def _members(struct):
+    """The names of the members of an argument struct."""
+    for file in CSRC.glob("*/*.cuh"):
+        text = re.sub(r"//[^\n]*", "", file.read_text())
+        if body := re.search(rf"struct {struct} {{(.+?)}};", text, re.S):
+            return [re.search(r"(\w+)$", part).group(1) for line in body[1].split(";")[:-1] for part in line.split(",")]
+    raise AssertionError(f"{struct} not found")
+
+
+def test_both_compilers_lay_the_arguments_out_alike(nvrtc, kernels, tmp_path):
+    """Offset of every member, as g++ prints it, against the one that NVRTC computes."""
+    types = sorted({k[1] for k in kernels})
+    types += [f"sysgen::RowOperand<{t}>" for t in ("double", "float", "__half", "__nv_bfloat16")]
+    members = [(t, m) for t in types for m in _members(re.match(r"sysgen::(\w+)", t).group(1))]
+    assert len(types) >= 15 and len(members) > 100
+    includes = "".join(f'#include "{file}"\n' for file in _by_file(kernels))
+    aliases = "".join(f"using T{i} = {t};\n" for i, t in enumerate(types))
+    prints = "".join(f'std::printf("%zu\\n", offsetof(T{types.index(t)}, {m}));\n' for t, m in members)
+    (tmp_path / "host.cpp").write_text(
+        f"#include <cstddef>\n#include <cstdio>\n{includes}{aliases}int main() {{\n{prints}}}\n"
+    )
+    flags = ["-std=c++20", "-DSYSGEN_DRIVER_LAUNCH", "-Wno-unknown-pragmas", f"-I{CSRC}"]
+    subprocess.run(["g++", *flags, tmp_path / "host.cpp", "-o", tmp_path / "host"], check=True)
+    offsets = subprocess.run([tmp_path / "host"], capture_output=True, text=True, check=True).stdout.split()
+    asserts = [
+        f"static_assert(__builtin_offsetof(T{types.index(t)}, {m}) == {offset});\n"
+        for (t, m), offset in zip(members, offsets)
+    ]
+    assert len(offsets) == len(members)
+    nvrtc.compile(includes + aliases + "".join(asserts), ["sysgen::route_offsets_kernel"], "compute_80")
+    wrong = asserts[-1].replace("==", "!=")
+    with pytest.raises(RuntimeError, match="static assertion failed"):
+        nvrtc.compile(includes + aliases + wrong, ["sysgen::route_offsets_kernel"], "compute_80")
+
+
+def test_arguments_that_differ_are_refused(nvrtc, kernels):
+    kernel, arguments, size, alignment = kernels[0]
+    for wrong in ((size + 8, alignment), (size, alignment * 2)):
+        with pytest.raises(RuntimeError, match=r"the compiled core and the installed \.cuh files differ"):
+            nvrtc.compile(_nvrtc.program([(kernel, arguments, *wrong)]), [kernel], "compute_80")
+
+
+# ---- compiling at first use
+
+
+@pytest.fixture
+def a_kernel(kernels, monkeypatch, tmp_path):
+    monkeypatch.setenv("SYSGEN_CACHE", str(tmp_path / "cache"))
+    return next(k for k in kernels if "route_histogram" in k[0])
+
+
+def test_a_kernel_is_compiled_once(nvrtc, a_kernel, monkeypatch, tmp_path):
+    compiled, compile = [], _nvrtc.Nvrtc.compile
+    monkeypatch.setattr(_nvrtc.Nvrtc, "compile", lambda self, *args: compiled.append(args) or compile(self, *args))
+    image, symbol = _nvrtc.compile_kernel(*a_kernel, 80)
+    assert image.startswith(b"\x7fELF") and symbol in image and len(compiled) == 1
+    assert _nvrtc.compile_kernel(*a_kernel, 80) == (image, symbol) and len(compiled) == 1
+    assert [f.suffix for f in (tmp_path / "cache").iterdir()] == [".cubin"]
+    assert _nvrtc.compile_kernel(*a_kernel, 90)[0] != image and len(compiled) == 2  # another device
+    changed = {k: v + "\n// changed" for k, v in _nvrtc._sources().items()}
+    monkeypatch.setattr(_nvrtc, "_sources", lambda: changed)
+    _nvrtc.compile_kernel(*a_kernel, 80)
+    assert len(compiled) == 3  # other sources
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(nvrtc, a_kernel, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SYSGEN_CACHE", str(tmp_path / "file" / "cache"))
+    assert _nvrtc.compile_kernel(*a_kernel, 80)[0].startswith(b"\x7fELF")
+
+
+def test_the_log_of_the_compiler_is_in_the_error(nvrtc, a_kernel):
+    with pytest.raises(RuntimeError, match=r"route_histogram_kernel for sm_7: .*(?s:.)+gpu-architecture"):
+        _nvrtc.compile_kernel(*a_kernel, 7)
+    with pytest.raises(RuntimeError, match=r"no file in .* defines this kernel"):
+        _nvrtc.compile_kernel("sysgen::no_kernel", "int", 4, 4, 80)
+
+
+def test_without_nvrtc_the_error_says_what_to_install(a_kernel, monkeypatch, tmp_path):
+    _nvrtc.nvrtc.cache_clear()
+    monkeypatch.setattr(_nvrtc, "_places", lambda: [(13, tmp_path, tmp_path)])
+    with pytest.raises(RuntimeError, match=r'NVRTC \(libnvrtc\.so\) not found, .*pip install "sysgen\[cuda13\]"'):
+        _nvrtc.compile_kernel(*a_kernel, 80)
+    (tmp_path / "libnvrtc.so.13").touch()
+    with pytest.raises(RuntimeError, match=r"CUDA's headers \(cuda_bf16\.h\) not found"):
+        _nvrtc.compile_kernel(*a_kernel, 80)
+
+
+# ---- launches
+
+_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="would start kernels on CPU tensors")
+
+_PROGRAM = """
+import sys, torch
+from emulated_core import launching_by_name
+from sysgen import _nvrtc, ops
+
+def compile(kernel, arguments, size, alignment, capability):
+    if "offsets" in kernel and "broken" in sys.argv:
+        raise KeyError(kernel)
+    return f"{kernel} for {capability}\\0".encode(), kernel
+
+with launching_by_name() as core:
+    core.set_kernel_compiler(_nvrtc.compile_kernel if "nvrtc" in sys.argv else compile)
+    run = lambda: ops.route(torch.zeros(5000, 2, dtype=torch.int64), 3000)
+    if "large" in sys.argv:
+        route = ops.route(torch.zeros(1408, 1, dtype=torch.int64), 1)
+        x, w = torch.zeros(1408, 8, dtype=torch.bfloat16), torch.zeros(1, 8, 3072, dtype=torch.bfloat16)
+        run = lambda: ops.cvmm(x, route, w)
+    for i in range(2):
+        print("begin", flush=True)
+        try:
+            run()
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+    for kernel in core.dry_run(run):
+        print("dry", kernel[0])
+"""
+
+
+@pytest.fixture
+def with_driver(by_name, tmp_path):
+    """Runs the program above in a process whose driver is tests/cuda_driver.c; returns what it printed."""
+    library = tmp_path / "libcuda.so.1"
+    command = ["gcc", "-shared", "-fPIC", TESTS / "cuda_driver.c", "-o", library]
+    subprocess.run(command, check=True)
+
+    def run(*arguments, **environment):
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        result = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, *arguments],
+            env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": path, **environment},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+@_no_gpu
+def test_a_launch_reaches_the_driver(with_driver):
+    printed = with_driver()
+    _, first, second = printed.split("begin\n")
+    names = re.findall(r"^dry (.+)$", printed, re.M)
+    assert len(names) == 9  # two passes of four kernels, and the offsets
+    for text in (first, second):
+        assert re.findall(r"^launch (\S+) ", text, re.M) == names
+        assert text.count("push") == text.count("pop") >= 9
+    assert sorted(re.findall(r"^load (.+)$", printed, re.M)) == sorted(f"{n} for 86" for n in set(names))  # once each
+    assert "load" not in second
+    assert re.search(r"route_histogram_kernel grid 5 1 1 block 256 1 1 shared 0 stream 0 first [1-9a-f]", first)
+
+
+@_no_gpu
+def test_machine_code_reaches_the_driver(with_driver, nvrtc, tmp_path):
+    printed = with_driver("nvrtc", SYSGEN_CACHE=str(tmp_path))
+    assert len(re.findall(r"^load \x7fELF", printed, re.M)) == 5 == len(list(tmp_path.glob("*.cubin")))
+    assert len(re.findall(r"^launch _ZN6sysgen\d+route_\w+_kernelENS_15RouteArgsDeviceE ", printed, re.M)) == 18
+
+
+@_no_gpu
+def test_large_shared_memory_is_asked_for(with_driver):
+    printed = with_driver("large")
+    (asked,) = set(re.findall(r"^attribute 8 of .*cvmm_fwd_kernel.* = (\d+)$", printed, re.M))
+    assert int(asked) > 48 * 1024 and re.search(rf"cvmm_fwd_kernel.* block 256 1 1 shared {asked} ", printed)
+
+
+@_no_gpu
+@pytest.mark.parametrize("call", ["cuInit", "cuDevicePrimaryCtxRetain", "cuModuleLoadData", "cuLaunchKernel"])
+def test_what_the_driver_refuses_is_an_error(with_driver, call):
+    printed = with_driver(FAILS=call)
+    expected = "RuntimeError route_histogram_kernel: CUDA_ERROR_NO_BINARY_FOR_GPU: a failure on purpose"
+    assert printed.count(expected) == 2
+    assert printed.count("push") == printed.count("pop")
+
+
+@_no_gpu
+def test_what_the_compiler_raises_arrives(with_driver):
+    printed = with_driver("broken")
+    assert printed.count("KeyError 'sysgen::route_offsets_kernel'") == 2
+
+
+def _has_driver():
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(_has_driver(), reason="this machine has an NVIDIA driver")
+def test_without_a_driver_the_error_says_so(by_name):
+    message = r"^route_histogram_kernel: no NVIDIA driver on this machine \(libcuda\.so\.1.*move the tensors to the CPU"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            ops.route(torch.zeros(3, 2, dtype=torch.int64), 4)
+
+
+# ---- the build
+
+
+@pytest.mark.skipif(core.cuda_route != "nvrtc", reason="the installed core has kernels compiled by nvcc")
+def test_the_installed_core_launches_by_name(kernels):
+    assert core.cuda_archs is None and core.cuda_version is None
+    assert core.dry_run(lambda: None) == []
+    assert not subprocess.run(["nm", "-D", "-u", core.__file__], capture_output=True, text=True).stdout.count(" cu")
+
+
+def test_the_device_folder_holds_what_the_kernels_include():
+    held = _nvrtc._sources()
+    assert "device/device.cuh" in held and not [f for f in held if f.startswith("emulator/")]
+    for text in held.values():
+        for name in re.findall(r'#include "((?!emulator/).+?)"', text):
+            assert name in held
