@@ -1,7 +1,14 @@
 """Inputs of the operation tests, and what the float64 comparison must know about each operation."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import torch
 
+import sysgen
 from sysgen import reference
 from sysgen.testing import check_op
 
@@ -136,4 +143,19 @@ def check_moe_ffn(ops, inputs, what=""):
         as_seen={"w_up": w_up.detach().to(x.dtype), "w_down": w_down.detach().to(x.dtype)},
         magnitude=lambda recompute=False, **kwargs: magnitude(**kwargs),
         what=what,
+    )
+
+
+def python(*arguments, check=True, **environment):
+    """Runs the interpreter with the sysgen under test, and not with the source folder that is the current directory."""
+    package = Path(sysgen.__file__).resolve().parent.parent
+    search = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": search, **environment},
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=check,
     )

@@ -1,24 +1,16 @@
 """``python -m sysgen.info``: what it prints is what the core and torch say."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
+from support import python
 
 from sysgen import ops
 from sysgen._load import core
 
 
 def info(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "sysgen.info", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    return python("-m", "sysgen.info", *arguments, **environment).stdout
 
 
 def test_json():

@@ -1,13 +1,10 @@
 """Every instruction-set level that this machine has: same routing, results within the bounds, selectable by name."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from support import DTYPES, HALF, check_cvmm, dtype_id, routes, values
+from support import DTYPES, HALF, check_cvmm, dtype_id, python, routes, values
 
 from sysgen import ops
 from sysgen._load import core
@@ -108,22 +105,16 @@ def test_results_are_rounded_to_nearest_even(isa, dtype):
 # ---- the environment variable
 
 
-def python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_environment_chooses_the_level():
     level = core.cpu_isas()[0]
-    result = python("from sysgen._load import core; print(core.cpu_isa())", SYSGEN_CPU_ISA=level)
-    assert result.stdout.strip() == level, result.stderr
-    result = python("from sysgen._load import core; print(core.cpu_isa())", SYSGEN_CPU_ISA="")
-    assert result.stdout.strip() == core.cpu_isas()[-1], result.stderr
+    result = python("-c", "from sysgen._load import core; print(core.cpu_isa())", SYSGEN_CPU_ISA=level)
+    assert result.stdout.strip() == level
+    result = python("-c", "from sysgen._load import core; print(core.cpu_isa())", SYSGEN_CPU_ISA="")
+    assert result.stdout.strip() == core.cpu_isas()[-1]
 
 
 def test_an_unknown_level_is_an_error():
-    result = python("import sysgen", SYSGEN_CPU_ISA="sse9")
+    result = python("-c", "import sysgen", check=False, SYSGEN_CPU_ISA="sse9")
     assert result.returncode and "ValueError: SYSGEN_CPU_ISA must be one of base" in result.stderr
     with pytest.raises(ValueError, match=r"base.*got sse9"):
         core.set_cpu_isa("sse9")

@@ -1,13 +1,11 @@
 """Results do not depend on the number of threads, on repetition or on the process that asks."""
 
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
-from support import DTYPES, dtype_id, routes, values
+from support import DTYPES, dtype_id, python, routes, values
 
 from sysgen import ops
 
@@ -114,8 +112,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 def test_a_forked_child_does_not_hang():
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run([sys.executable, "-c", FORK], env=environment, timeout=100, check=True)
+    python("-c", FORK)
 
 
 def test_threads_of_torch_are_ours():
@@ -134,4 +131,4 @@ assert len(os.listdir("/proc/self/task")) == before + 1
 """
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("counts threads in /proc")
-    subprocess.run([sys.executable, "-c", code], timeout=100, check=True)
+    python("-c", code)
