@@ -206,16 +206,6 @@ def test_shapes_without_data(where):
     assert y.shape == expected.shape and y.dtype == expected.dtype
 
 
-def test_a_fake_tensor_cannot_reach_the_core():
-    from sysgen._load import core
-
-    with FakeTensorMode() as mode:
-        ids = mode.from_tensor(torch.zeros(3, 2, dtype=torch.int64))
-    out = [torch.empty(n, dtype=torch.int32) for n in (6, 6, 3)]
-    with pytest.raises((ValueError, RuntimeError, TypeError)):
-        core.route_fwd(ids, 2, *out, None, 1, 0)
-
-
 def test_negated_views_through_the_public_functions():
     arguments, leaves = layer_arguments()
     y = layer(*arguments)
