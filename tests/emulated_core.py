@@ -41,7 +41,7 @@ def _load(target):
     )
     _run("cmake", "--build", str(BUILD), "--target", target)
     (path,) = BUILD.glob(f"{target}*.so")
-    spec = importlib.util.spec_from_file_location("sysgen._core_emulated", path)
+    spec = importlib.util.spec_from_file_location(f"sysgen.{target}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, None

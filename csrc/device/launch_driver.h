@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <typeinfo>
 #include <vector>
@@ -75,7 +76,11 @@ void launch(const char* name, const std::type_info* traits, const LaunchConfig& 
 }  // namespace sysgen
 
 // decltype declares the kernel, but compiles nothing of it.
-#define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS) \
-  ::sysgen::launch<decltype(&KERNEL)>(#KERNEL, nullptr, CONFIG, STREAM, ARGS)
+#define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS)                              \
+  ([&] {                                                                         \
+    static_assert(std::string_view(#KERNEL).find('<') == std::string_view::npos, \
+                  "a template is launched by SYSGEN_LAUNCH_TEMPLATE");           \
+    ::sysgen::launch<decltype(&KERNEL)>(#KERNEL, nullptr, CONFIG, STREAM, ARGS); \
+  }())
 #define SYSGEN_LAUNCH_TEMPLATE(KERNEL, TRAITS, CONFIG, STREAM, ARGS) \
   ::sysgen::launch<decltype(&KERNEL<TRAITS>)>(#KERNEL, &typeid(TRAITS), CONFIG, STREAM, ARGS)
