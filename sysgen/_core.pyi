@@ -1,12 +1,12 @@
 # The compiled core. `Tensor` stands for any DLPack array: torch, NumPy, CuPy. csrc/*/*.h documents the arguments.
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 Tensor = Any
 
 version: str
-cuda_route: Optional[str]  # "nvcc"; "nvrtc": compiled at the first launch; None: no CUDA kernels
-cuda_version: Optional[str]  # of nvcc
-cuda_archs: Optional[str]
+cuda_route: str | None  # "nvcc"; "nvrtc": compiled at the first launch; None: no CUDA kernels
+cuda_version: str | None  # of nvcc
+cuda_archs: str | None
 emulated: bool
 
 def cpu_isa() -> str: ...
@@ -18,7 +18,7 @@ def route_fwd(
     order: Tensor,
     inverse: Tensor,
     offsets: Tensor,
-    scratch: Optional[Tensor],
+    scratch: Tensor | None,
     num_threads: int,
     stream: int,
 ) -> None: ...
@@ -28,12 +28,12 @@ def cvmm_fwd(
     order: Tensor,
     inverse: Tensor,
     offsets: Tensor,
-    gate: Optional[Tensor],
-    bias: Optional[Tensor],
-    out: Optional[Tensor],
-    other: Optional[Tensor],
-    dot: Optional[Tensor],
-    scratch: Optional[Tensor],
+    gate: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None,
+    other: Tensor | None,
+    dot: Tensor | None,
+    scratch: Tensor | None,
     reduce: bool,
     activation: int,
     precision: int,
@@ -47,9 +47,9 @@ def cvmm_bwd_w(
     order: Tensor,
     inverse: Tensor,
     offsets: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     dw: Tensor,
-    scratch: Optional[Tensor],
+    scratch: Tensor | None,
     precision: int,
     num_threads: int,
     stream: int,
@@ -68,11 +68,11 @@ def cvmm_fwd_scratch_bytes(
     order: Tensor,
     inverse: Tensor,
     offsets: Tensor,
-    gate: Optional[Tensor],
-    bias: Optional[Tensor],
-    out: Optional[Tensor],
-    other: Optional[Tensor],
-    dot: Optional[Tensor],
+    gate: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None,
+    other: Tensor | None,
+    dot: Tensor | None,
     reduce: bool,
     activation: int,
     precision: int,
@@ -84,7 +84,7 @@ def cvmm_bwd_w_scratch_bytes(
     order: Tensor,
     inverse: Tensor,
     offsets: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     dw: Tensor,
     precision: int,
     /,

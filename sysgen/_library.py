@@ -22,7 +22,7 @@ def define_op(schema, kernel, fake):
                 if args[i] is not None and args[i].requires_grad:
                     raise RuntimeError(
                         f"torch.ops.sysgen.{name} has no derivative of its own; call the public function in "
-                        "sysgen.ops, or detach its arguments"
+                        "sysgen.ops, detach its arguments, or run under torch.no_grad() (an exported program)"
                     )
         if forward_ad._current_level >= 0:
             for i in tensors:

@@ -39,13 +39,22 @@ def _nvcc():
 
 
 def _cuda_serves(capability):
-    """Whether the built architectures run on a device: its own code, or PTX of an older one."""
+    """Whether the built architectures run on a device: code of its generation and not newer, or PTX of an older one."""
     major, minor = map(int, capability.split("."))
     device = 10 * major + minor
     for arch in core.cuda_archs.split(","):
-        number = int("".join(c for c in arch.split("-")[0] if c.isdigit()))
-        specific = arch.split("-")[0][-1] in "af"
-        if number == device or (not specific and (number <= device if "real" not in arch else number // 10 == major)):
+        name, _, kind = arch.partition("-")
+        if not name.rstrip("af").isdigit():  # native, all, all-major: CMake's names for what this machine has
+            return True
+        number = int(name.rstrip("af"))
+        same_generation = number // 10 == major
+        if name[-1] in "af":
+            serves = number == device
+        elif kind == "real":
+            serves = number <= device and same_generation
+        else:
+            serves = number <= device
+        if serves:
             return True
     return False
 

@@ -7,7 +7,8 @@ import torch
 from support import place, routes, values
 from torch._subclasses import FakeTensorMode
 
-from sysgen import ops
+from sysgen import ops, reference
+from sysgen._load import core
 
 REGISTERED = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sysgen::"))
 
@@ -282,3 +283,40 @@ def test_results_are_written_to_memory_of_their_own():
             out.fill_(1)
         for a, b in zip((a for a in arguments if isinstance(a, torch.Tensor)), before):
             assert torch.equal(a, b), op
+
+
+class _CopyingProducer:
+    """A DLPack producer whose every export is a new array that only the capsule keeps alive."""
+
+    def __init__(self, value, shape):
+        self.value, self.shape = value, shape
+
+    def __dlpack__(self, **_):
+        return torch.full(self.shape, self.value).numpy().__dlpack__()
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+def test_the_core_keeps_arrays_alive_until_it_returns():
+    h = 1 << 16  # large enough that freed memory is unmapped or reused at once
+    r = ops.route(torch.zeros(4, 1, dtype=torch.long), 2)
+    out = torch.empty(4, 1, h)
+    x, w, bias = torch.zeros(4, 3), torch.zeros(2, 3, h), _CopyingProducer(7.0, (2, h))
+    core.cvmm_fwd(x, w, r.order, r.inverse, r.offsets, None, bias, out, None, None, None, False, 0, 0, 1, 0)
+    assert (out == 7).all()
+
+
+def test_a_fake_tensor_with_an_offset_is_refused_by_the_core():
+    with FakeTensorMode():
+        ids = torch.zeros(8, 2, dtype=torch.long)[2:]
+    order, inverse, offsets = (torch.empty(n, dtype=torch.int32) for n in (12, 12, 5))
+    with pytest.raises(ValueError, match="no data"):
+        core.route_fwd(ids, 4, order, inverse, offsets, None, 1, 0)
+
+
+def test_any_number_of_dimensions():
+    ids = torch.randint(-1, 4, (1, 2, 1, 1, 1, 3, 1, 2, 2))
+    r = ops.route(ids, 4)
+    assert r.inverse.shape == ids.shape
+    assert torch.equal(r.order, reference.route(ids, 4).order)

@@ -90,7 +90,8 @@ inline TensorView view_of(const Tensor& t) {
     v.stride[i] = t.strides ? t.strides[i] : expected;
     expected *= t.shape[i];
   }
-  if (v.data == nullptr && v.numel() > 0)
+  // A fake tensor's address is null plus its storage offset; no system maps the lowest 64 KiB.
+  if (reinterpret_cast<uintptr_t>(v.data) < 65536 && v.numel() > 0)
     throw ValueError("tensor argument has no data (a fake or meta tensor reached the compiled core)");
   return v;
 }
@@ -116,8 +117,9 @@ inline const ExchangeApi* api_of(PyTypeObject* type) {
   }
   static int next = 0;
   Py_INCREF(type);  // a remembered address must not be reused for another type
-  Py_XDECREF(cache[next].type);
+  PyTypeObject* const forgotten = cache[next].type;
   cache[next] = {type, api};
+  Py_XDECREF(forgotten);
   next = (next + 1) % 8;
   return api;
 }
@@ -142,8 +144,6 @@ struct type_caster<sysgen::TensorView> {
   }
 
  private:
-  object capsule_;  // owns the array while the call runs
-
   bool load_capsule(handle source) {
     object array = reinterpret_borrow<object>(source);
     if (!hasattr(array, "__dlpack__")) return false;
@@ -151,14 +151,18 @@ struct type_caster<sysgen::TensorView> {
       array = array.attr("detach")();  // torch refuses tensors that require a gradient
     // On CUDA -1 asks the producer not to synchronise: the caller names the stream that the kernels run on.
     const bool on_cuda = array.attr("__dlpack_device__")().attr("__getitem__")(0).cast<int>() == 2;
-    capsule_ = on_cuda ? array.attr("__dlpack__")(arg("stream") = -1) : array.attr("__dlpack__")();
-    if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
+    const object capsule =
+        on_cuda ? array.attr("__dlpack__")(arg("stream") = -1) : array.attr("__dlpack__")();
+    // It owns the array, and must do so until the call returns, also where this caster is a temporary
+    // (optional).
+    loader_life_support::add_patient(capsule);
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
       auto* managed =
-          static_cast<sysgen::dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+          static_cast<sysgen::dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
       value = sysgen::dlpack::view_of(managed->tensor);
-    } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
       auto* managed = static_cast<sysgen::dlpack::ManagedTensorVersioned*>(
-          PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+          PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
       value = sysgen::dlpack::view_of(managed->tensor);
     } else {
       return false;

@@ -14,7 +14,7 @@ class SigmaMoE(nn.Module):
     """``y = Σ_{e in top-k} s[e] · activation(x · keys[e] + bias[e]) · values[e] + o_bias`` (Eq. 7.11).
 
     The scores are ``s = sigmoid(expert_sel · x)``, not normalised, so that experts do not compete; computed in float32
-    also under autocast. Of equal scores the expert with the lowest index is chosen.
+    also under autocast. Of equal logits that of the expert with the lowest index wins.
 
     Args:
         d_model: width of the input.
@@ -78,6 +78,8 @@ class SigmaMoE(nn.Module):
             if getattr(self, name) not in known:
                 raise ValueError(f"SigmaMoE: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("dropout", "expert_dropout"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"SigmaMoE: {name} must be a number, got {getattr(self, name)!r}")
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"SigmaMoE: {name} must be in [0, 1], got {getattr(self, name)}")
 
@@ -99,6 +101,9 @@ class SigmaMoE(nn.Module):
 
     def select(self, x):
         """The experts int64 [..., k] of each token (−1: none left), their gates [..., k] and all logits [..., E]."""
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            given = str(x.dtype).removeprefix("torch.") if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"SigmaMoE: x must be a floating-point tensor, got {given}")
         if x.dim() == 0 or x.shape[-1] != self.d_model:
             raise ValueError(f"SigmaMoE: x must have shape [..., {self.d_model}], got {list(x.shape)}")
         logits = selection_logits(x, self.expert_sel)

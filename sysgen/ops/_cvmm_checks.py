@@ -17,6 +17,13 @@ def name(dtype):
 def check_tensor(op, argument, value):
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{op}: {argument} must be a dense tensor, got layout {name(value.layout)}")
+
+
+def check_name(op, argument, value, known):
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{op}: {argument} must be one of {', '.join(known)}, got {value!r}")
 
 
 def as_route(op, experts, num_experts):
@@ -30,10 +37,10 @@ def as_route(op, experts, num_experts):
 
 
 def as_plan(op, r, x, precision):
-    if r.order.device != x.device:
-        raise ValueError(f"{op}: experts is on {r.order.device}, x on {x.device}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    for t in (r.order, r.inverse, r.offsets):
+        if t.device != x.device:
+            raise ValueError(f"{op}: experts is on {t.device}, x on {x.device}")
+    check_name(op, "precision", precision, PRECISIONS)
     inverse = r.inverse
     if inverse.dim() != 2:
         inverse = inverse.reshape(r.num_tokens, r.k)

@@ -9,8 +9,9 @@ def cvmm(x, experts, weight, *, gate=None, reduce=False, bias=None, precision="i
 
     ``y[t, j] = gate[t, j] · (x[t] · weight[experts[t, j]] + bias[experts[t, j]])``, with ``x[t, j]`` in place of
     ``x[t]`` for a routed input; with ``reduce`` the sum over j. A dropped route (expert −1) contributes zeros.
-    Gather, bias, gate and reduction happen inside the kernel; there is no padding and no alignment rule. The result
-    is bitwise repeatable. Derivatives of every order are exact, for x, weight, gate and bias.
+    Gather, bias and gate happen inside the kernel, and so does the reduction on the CPU (on CUDA it is a second kernel
+    over a float32 [tokens · k, h] that lives during the call); there is no padding and no alignment rule. The result is
+    bitwise repeatable. Derivatives of every order are exact up to rounding, for x, weight, gate and bias.
 
     Args:
         x: [..., d], shared by the k routes of its token, or [..., k, d], one row a route.
@@ -46,6 +47,8 @@ def cvmm(x, experts, weight, *, gate=None, reduce=False, bias=None, precision="i
             f"{op}: x must have shape {[*lead, d]} or {[*lead, r.k, d]} to match experts {[*lead, r.k]} and "
             f"weight {list(weight.shape)}, got {list(shape)}"
         )
+    if not isinstance(reduce, bool):
+        raise TypeError(f"{op}: reduce must be a bool, got {reduce!r}")
     plan = checks.as_plan(op, r, x, precision)
     if gate is not None:
         gate = checks.cast_gate(op, gate, x, r)

@@ -42,8 +42,7 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
             f"{op}: w_down must have shape [{num_experts}, {hidden}, d_out] to match w_up {list(w_up.shape)}, "
             f"got {list(w_down.shape)}"
         )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    checks.check_name(op, "activation", activation, ACTIVATIONS)
     r = checks.as_route(op, experts, num_experts)
     if tuple(x.shape) != (*r.lead_shape, d):
         raise ValueError(

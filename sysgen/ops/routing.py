@@ -15,6 +15,9 @@ class Route(NamedTuple):
 
     With R = tokens · k routes, numbered ``token * k + slot``, and E experts:
 
+    The contents are trusted: change them only if order, inverse and offsets still describe one sort. A Route made in
+    ``torch.inference_mode`` cannot serve training; one made under ``torch.no_grad`` can.
+
     Attributes:
         order: int32 [R]. Routes by expert, stable; the dropped ones, in order, at the tail.
         inverse: int32 [..., k]. Place of each route in ``order``; −1 where the route is dropped.
@@ -61,6 +64,8 @@ def route(experts, num_experts):
         raise TypeError(f"route: experts must be a torch.Tensor, got {type(experts).__name__}")
     if experts.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"route: experts must be int64 or int32, got {_name(experts.dtype)}")
+    if experts.layout != torch.strided or experts.is_nested:
+        raise TypeError(f"route: experts must be a dense tensor, got layout {_name(experts.layout)}")
     if experts.dim() == 0:
         raise ValueError("route: experts must have at least one dimension [..., k], got a scalar")
     if not isinstance(num_experts, (int, torch.SymInt)) or isinstance(num_experts, bool):
@@ -69,7 +74,9 @@ def route(experts, num_experts):
         raise ValueError(f"route: num_experts must be in [0, 2^31 - 1), got {num_experts}")
     if experts.is_cuda and os.environ.get("SYSGEN_DEBUG") == "1":
         _check_ids(experts, num_experts)
-    order, inverse, offsets = _route_op(experts.contiguous(), num_experts)
+    ids = experts.contiguous() if experts.dim() <= 2 else experts.reshape(-1)  # any number of dimensions
+    order, inverse, offsets = _route_op(ids, num_experts)
+    inverse = inverse.view(experts.shape) if ids.dim() != experts.dim() else inverse
     return Route(order, inverse, offsets, num_experts, tuple(experts.shape[:-1]), experts.shape[-1])
 
 
