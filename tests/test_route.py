@@ -58,8 +58,9 @@ def test_order_inverse_offsets(backend, shape, num_experts, dtype):
 
 
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "strided", "offset"])
-def test_strides(compiled, layout):
-    experts = routes(torch.Generator().manual_seed(1), (31,), 3, 5, compiled.device)
+@pytest.mark.parametrize("shape", [(31, 3), (1, 31, 1), (4, 7, 3)], ids=str)
+def test_strides(compiled, shape, layout):
+    experts = routes(torch.Generator().manual_seed(1), shape[:-1], shape[-1], 5, compiled.device)
     assert_route(ops.route(place(experts, layout), 5), experts, 5)
 
 

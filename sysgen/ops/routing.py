@@ -74,7 +74,9 @@ def route(experts, num_experts):
         raise ValueError(f"route: num_experts must be in [0, 2^31 - 1), got {num_experts}")
     if experts.is_cuda and os.environ.get("SYSGEN_DEBUG") == "1":
         _check_ids(experts, num_experts)
-    ids = experts.contiguous() if experts.dim() <= 2 else experts.reshape(-1)  # any number of dimensions
+    ids = experts.contiguous()
+    if ids.dim() > 2:
+        ids = ids.view(-1)  # any number of dimensions; a reshape alone could be a view with a stride
     order, inverse, offsets = _route_op(ids, num_experts)
     inverse = inverse.view(experts.shape) if ids.dim() != experts.dim() else inverse
     return Route(order, inverse, offsets, num_experts, tuple(experts.shape[:-1]), experts.shape[-1])
