@@ -117,6 +117,8 @@ def section(path):
         if t.title.startswith(("moe_layer_num_experts: float32", "cvmm", "overhead"))
     ]
     parts.extend(t.markdown() for t in shown)
+    if env["device"] == "cpu":
+        parts.append("Memory is that of tensors, exactly; scratch that a kernel takes past torch is not in it.")
     tables_file = path.with_suffix(".md").relative_to(ROOT).as_posix()
     parts.append(f"All tables: [{tables_file}]({tables_file}).")
     return "\n\n".join(filter(None, parts))
