@@ -1,6 +1,10 @@
 """Random shapes, dtypes, memory layouts and routings, each against the reference in float64."""
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DTYPES, LAYOUTS, check_cvmm, check_moe_ffn, place, values

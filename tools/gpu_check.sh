@@ -31,11 +31,13 @@ conformance() {
     "$logs/conformance" >"$logs/conformance.txt" &&
     diff tests/emulator/conformance.golden "$logs/conformance.txt"
 }
-sanitizer() {  # the smallest selection that launches every kernel once
-  local tool
+sanitizer() {  # small shapes that together launch every kernel
+  local tool tests=()
+  for types in float64 float32 bfloat16 float16-float32; do
+    tests+=("tests/test_cvmm.py::test_values_and_gradients[cuda-((13,), 2, 5, 7, 3)-$types]")
+  done
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=sysgen \
-      python -m pytest -q -x -m cuda -k "smallest" tests || return
+    compute-sanitizer --tool "$tool" --error-exitcode 9 python -m pytest -q -x "${tests[@]}" || return
   done
 }
 export -f conformance sanitizer
@@ -47,7 +49,8 @@ part info 20 bash -c 'cd / && python -m sysgen.info --json'
 part conformance 60 bash -c conformance
 part tests 120 python -m pytest -q -m cuda tests
 part sanitizer 80 bash -c sanitizer
-part benchmarks 150 python -m pytest -q benchmarks --benchmark-only --benchmark-json="$logs/benchmarks.json" -k cuda
+part benchmarks 150 python -m pytest -q benchmarks --benchmark-only --full --device cuda \
+  --benchmark-json="$logs/benchmarks.json"
 
 python - "$out" "$logs" "${parts[@]}" <<'PY'
 import datetime, json, pathlib, re, sys
