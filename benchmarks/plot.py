@@ -70,7 +70,7 @@ def plot_all(content, path):
 
 def _sweep(panels):
     """One row a dtype: time of the forward, time of forward and backward, memory of forward and backward."""
-    tokens = max(t for _, _, t in panels)
+    _, tokens = max((len(points), t) for (_, _, t), points in panels.items())  # the longest curves, then the largest
     dtypes = [d for d in ("float32", "bfloat16") if any(k[0] == d and k[2] == tokens for k in panels)]
     columns = [("forward", "seconds"), ("forward+backward", "seconds"), ("forward+backward", "peak_bytes")]
     fig, grid = plt.subplots(len(dtypes), 3, figsize=(12, 0.9 + 3.3 * len(dtypes)), squeeze=False, sharex=True)
