@@ -4,13 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from emulated_core import launching_by_name
+from support import python
 
 from sysgen import _nvrtc, ops
 from sysgen._load import core
@@ -232,12 +232,9 @@ def with_driver(by_name, tmp_path):
     subprocess.run(command, check=True)
 
     def run(*arguments, **environment):
-        path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-        result = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, *arguments],
-            env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": path, **environment},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        program = f"import sys; sys.path.append({str(TESTS)!r})\n{_PROGRAM}"
+        environment = {"LD_LIBRARY_PATH": str(tmp_path), **environment}
+        result = python("-c", program, *arguments, check=False, **environment)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
