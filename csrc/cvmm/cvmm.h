@@ -42,8 +42,9 @@ struct Rows {  // a row operand
 
 // u[r] = x[src(r)] . W[expert(r)] + bias[expert(r)]                       for every route that is not dropped
 // dot[r] = sum_j u[r, j] * other[src'(r), j]                              if dot
-// out[r] = gate[r] * activation(u[r]), or out[t] = sum over the token's routes of that, in slot order, if
-// reduce Dropped routes: out and dot are 0. out may be null (then only dot is computed).
+// out[r] = gate[r] * activation(u[r]), or out[t] = sum over the token's routes of that, in a fixed order
+// (CUDA: by slot; CPU: by expert, then slot), if reduce Dropped routes: out and dot are 0. out may be null
+// (then only dot is computed).
 struct CvmmFwdArgs {
   Routing route;
   DType dtype, w_dtype;
