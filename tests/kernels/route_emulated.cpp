@@ -38,11 +38,12 @@ void run(Random& random, int64_t tokens, int64_t k, int64_t experts, Pattern pat
 }  // namespace
 }  // namespace sysgen
 
-int main() {
+int main(int argc, char** argv) {
   using namespace sysgen;
-  Random random(1);
+  const int patterns = argc > 1 && std::atoi(argv[1]) < 20 ? 2 : 5;
+  Random random(argc > 2 ? std::atoi(argv[2]) : 1);
   try {
-    for (int pattern = 0; pattern < 5; ++pattern)
+    for (int pattern = 0; pattern < patterns; ++pattern)
       for (const auto& [tokens, k, experts] :
            {std::tuple(0, 2, 3), std::tuple(5, 0, 3), std::tuple(5, 2, 0), std::tuple(1, 1, 1),
             std::tuple(131, 3, 7), std::tuple(683, 3, 155), std::tuple(1021, 5, 31), std::tuple(331, 2, 2047),
