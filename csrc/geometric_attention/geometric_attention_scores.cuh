@@ -1,0 +1,123 @@
+// What every geometric attention kernel computes alike, see geometric_attention.h: which keys take part, the
+// score of a query and a key, the logarithms and probabilities that belong to a score, and which rows of
+// memory may be read.
+#pragma once
+#include "cvmm/cvmm_tiles.cuh"
+
+namespace sysgen {
+
+template <class T>
+struct GeometricRows {  // [B, H, N, D] with an inner stride of 1
+  T* data;
+  i64 stride_b, stride_h, stride_n;
+  int vec;  // bytes of one copy that every row allows: 16, 8 or 4, or 1 for element by element
+
+  __device__ __forceinline__ T* head(i64 b, i64 h) const { return data + b * stride_b + h * stride_h; }
+};
+
+template <class A>
+struct GeometricScores {
+  i64 heads, queries, keys, width;
+  const A* bias;  // or null
+  i64 bias_stride_b, bias_stride_h, bias_stride_l;
+  const unsigned char* key_mask;  // or null
+  i64 key_mask_stride_b;
+  const A* added;               // the additive mask, or null
+  const unsigned char* hidden;  // the boolean mask, or null; the strides are those of the one that is there
+  i64 mask_stride_b, mask_stride_h, mask_stride_l, mask_stride_s;
+  i64 q_offset;
+  A scale, eps;
+  bool normalize, include_self, causal, early_stop;
+};
+
+// The pointers of one (b, h).
+template <class A>
+struct GeometricHead {
+  const A* bias;
+  const unsigned char* key_mask;
+  const A* added;
+  const unsigned char* hidden;
+};
+
+template <class A>
+__device__ __forceinline__ GeometricHead<A> geometric_head(const GeometricScores<A>& g, i64 b, i64 h) {
+  const i64 mask = b * g.mask_stride_b + h * g.mask_stride_h;
+  return {g.bias ? g.bias + b * g.bias_stride_b + h * g.bias_stride_h : nullptr,
+          g.key_mask ? g.key_mask + b * g.key_mask_stride_b : nullptr, g.added ? g.added + mask : nullptr,
+          g.hidden ? g.hidden + mask : nullptr};
+}
+
+// What all keys of query i share.
+template <class A>
+struct GeometricQuery {
+  i64 position;  // of the query among the keys; may lie outside
+  A left, right;
+};
+
+template <class A>
+__device__ __forceinline__ GeometricQuery<A> geometric_query(const GeometricScores<A>& g,
+                                                             const GeometricHead<A>& head, i64 i) {
+  const A* bias = head.bias ? head.bias + i * g.bias_stride_l : nullptr;
+  return {i + g.q_offset, bias ? bias[0] : A(0), bias ? bias[1] : A(0)};
+}
+
+// False for a key outside the matrix and for one that is masked as a whole: its k and v must not be read,
+// they may be anything. Kernels put zeros in their place.
+__device__ __forceinline__ bool geometric_key_readable(const unsigned char* key_mask, i64 j, i64 keys) {
+  return j < keys && !(key_mask && key_mask[j]);
+}
+
+template <class A>
+__device__ __forceinline__ A minus_infinity() {
+  return static_cast<A>(__uint_as_float(0xff800000u));
+}
+
+// s[i, j] from the inner product of query i and key j (both inside), or -infinity if j takes no part.
+template <class A>
+__device__ __forceinline__ A geometric_score(const GeometricScores<A>& g, const GeometricHead<A>& head,
+                                             const GeometricQuery<A>& query, i64 i, i64 j, A product) {
+  const A none = minus_infinity<A>();
+  const i64 d = j - query.position;
+  if ((d > 0 && g.causal) || (d == 0 && !g.include_self)) return none;
+  if (head.key_mask && head.key_mask[j]) return none;
+  const i64 mask = i * g.mask_stride_l + j * g.mask_stride_s;
+  if (head.hidden && head.hidden[mask]) return none;
+  const A added = head.added ? head.added[mask] : A(0);
+  if (added == none) return none;  // also where the rest is +infinity
+  return g.scale * product + (d < 0 ? query.left : d > 0 ? query.right : A(0)) + added;
+}
+
+__device__ __forceinline__ float exp_of(float x) { return expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float expm1_of(float x) { return expm1f(x); }
+__device__ __forceinline__ double expm1_of(double x) { return expm1(x); }
+__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
+
+// match = log P and miss = log(1 - P) of P = sigmoid(s), exact to a few roundings of each for every s.
+// s = -infinity (takes no part): -infinity and 0. s = +infinity: 0 and -infinity.
+template <class A>
+struct GeometricLogs {
+  A match, miss;
+};
+
+template <class A>
+__device__ __forceinline__ GeometricLogs<A> geometric_logs(A s) {
+  const A rest = log1p_of(exp_of(s < 0 ? s : -s));
+  return {(s < 0 ? s : A(0)) - rest, (s < 0 ? A(0) : -s) - rest};
+}
+
+// P and 1 - P, neither by a subtraction.
+template <class A>
+struct GeometricChances {
+  A match, miss;
+};
+
+template <class A>
+__device__ __forceinline__ GeometricChances<A> geometric_chances(A s) {
+  const A small = exp_of(s < 0 ? s : -s), large = A(1) / (A(1) + small);
+  if (s < 0) return {small * large, large};
+  return {large, small * large};
+}
+
+}  // namespace sysgen
