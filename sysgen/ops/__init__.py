@@ -1,7 +1,16 @@
 """Public operations. Each takes and returns ``torch.Tensor`` on the CPU or on CUDA and has exact derivatives."""
 
 from .cvmm import cvmm
+from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
 from .moe_ffn import moe_ffn
 from .routing import Route, route
 
-__all__ = ["Route", "cvmm", "moe_ffn", "route"]
+__all__ = [
+    "Route",
+    "cvmm",
+    "geometric_attention",
+    "geometric_attention_scores",
+    "geometric_attention_weights",
+    "moe_ffn",
+    "route",
+]

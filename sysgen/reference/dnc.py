@@ -1,0 +1,111 @@
+"""Definition of the memory operations of the Differentiable Neural Computer (Graves et al. 2016) with masking,
+de-allocation and sharpening (Csordas 2023, chapter 2 and App. A), and of the Neural Turing Machine's addressing.
+
+B batch, N cells, W width of a cell, R read heads. One write head.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def _sqrt(x):
+    """√x with the subgradient 0 at 0."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+
+
+def content_address(memory, key, strength, mask=None, eps=1e-6):
+    """Softmax over the cells of strength · cosine(memory ∘ mask, key ∘ mask) (App. A, Eq. A.2 with masks Eq. 2.1).
+
+    memory [B, N, W], key [B, R, W], strength [B, R], mask [B, R, W] or None -> [B, R, N]. The cosine's denominator is
+    |memory ∘ mask| · |key ∘ mask| + eps. The mask enters through its square only.
+    """
+    q = torch.ones_like(key) if mask is None else mask * mask
+    dot = (q * key) @ memory.transpose(1, 2)
+    cell_norm = _sqrt(q @ (memory * memory).transpose(1, 2))
+    key_norm = _sqrt((q * key * key).sum(2, keepdim=True))
+    return F.softmax(strength[..., None] * (dot / (key_norm * cell_norm + eps)), 2)
+
+
+def retention(read_weights, free_gate):
+    """ψ = Π over the read heads of (1 − free_gate · read_weights): read_weights [B, R, N], free_gate [B, R] -> [B, N]."""
+    return (1 - free_gate[..., None] * read_weights).prod(1)
+
+
+def usage_update(usage, write_weights, retention, detach_write=True):
+    """(u + w − u ∘ w) ∘ ψ, all [B, N]. The write weights get no gradient unless ``detach_write`` is False, as released."""
+    w = write_weights.detach() if detach_write else write_weights
+    return (usage + w * (1 - usage)) * retention
+
+
+def allocation(usage, eps=1e-6):
+    """a = (1 − ũ) · product of ũ over the cells used less, ũ = eps + (1 − eps) · usage; ties: the lower index first.
+
+    usage [B, N] -> [B, N].
+    """
+    u = usage * (1 - eps) + eps
+    ascending, order = u.sort(1, stable=True)
+    before = F.pad(ascending, (1, 0), value=1)[:, :-1].cumprod(1)
+    return torch.zeros_like(u).scatter(1, order, (1 - ascending) * before)
+
+
+def memory_write(memory, write_weights, erase, value, retention=None):
+    """memory ∘ (1 − w eᵀ) + w vᵀ; with ``retention`` the old content is also multiplied by ψ 1ᵀ (de-allocation, Eq. 2.4).
+
+    memory [B, N, W], write_weights [B, N], erase [B, W], value [B, W], retention [B, N] or None -> [B, N, W].
+    """
+    w = write_weights[..., None]
+    kept = memory * (1 - w * erase[:, None])
+    if retention is not None:
+        kept = kept * retention[..., None]
+    return kept + w * value[:, None]
+
+
+def link_update(link, precedence, write_weights):
+    """L'[i, j] = (1 − w[i] − w[j]) L[i, j] + w[i] p[j], 0 on the diagonal; p' = (1 − Σw) p + w.
+
+    link [B, N, N], precedence [B, N], write_weights [B, N] -> (link, precedence).
+    """
+    row, column = write_weights[..., None], write_weights[:, None]
+    updated = (1 - row - column) * link + row * precedence[:, None]
+    diagonal = torch.eye(link.shape[1], dtype=torch.bool, device=link.device)
+    total = write_weights.sum(1, keepdim=True)
+    return updated.masked_fill(diagonal, 0), (1 - total) * precedence + write_weights
+
+
+def link_read(link, read_weights, sharp_forward=None, sharp_backward=None, eps=1e-6):
+    """forward = L r and backward = Lᵀ r for each read head; with a strength s sharpened to softmax(s · log(d + eps)),
+    which is (d + eps)ˢ normalised to a sum of 1 (Csordas 2023, Eq. A.10 and A.11).
+
+    link [B, N, N], read_weights [B, R, N], sharp_forward and sharp_backward [B, R] or None -> two of [B, R, N].
+    A projection below 0 (rounding of a link) counts as 0 when it is sharpened.
+    """
+
+    def sharpen(d, s):
+        return d if s is None else F.softmax(s[..., None] * (d.clamp(min=0) + eps).log(), 2)
+
+    forward = read_weights @ link.transpose(1, 2)
+    return sharpen(forward, sharp_forward), sharpen(read_weights @ link, sharp_backward)
+
+
+def memory_read(memory, read_weights):
+    """r M: memory [B, N, W], read_weights [B, R, N] -> [B, R, W]."""
+    return read_weights @ memory
+
+
+def ntm_address(memory, key, strength, gate, shift, sharpness, previous):
+    """Addressing of the Neural Turing Machine (Graves et al. 2014, Eq. 5 to 9): content, interpolation with the weights
+    of the last step, circular shift, sharpening.
+
+    memory [B, N, W], key [B, R, W], strength, gate and sharpness [B, R], previous [B, R, N], shift [B, R, 2 S + 1], whose
+    entry k moves the focus by S − k cells -> [B, R, N]. Weights that are all 0 stay 0.
+    """
+    content = content_address(memory, key, strength, eps=torch.finfo(memory.dtype).tiny)
+    interpolated = gate[..., None] * content + (1 - gate[..., None]) * previous
+    reach = shift.shape[2] // 2
+    shifted = sum(interpolated.roll(reach - k, 2) * shift[..., k : k + 1] for k in range(shift.shape[2]))
+    positive = shifted > 0
+    exponent = sharpness[..., None] * torch.where(positive, torch.where(positive, shifted, 1).log(), 0)
+    exponent = exponent.masked_fill(~positive, float("-inf"))
+    some = positive.any(2, keepdim=True)
+    return torch.where(some, F.softmax(torch.where(some, exponent, 0), 2), 0)
