@@ -1,5 +1,5 @@
 """Definition of the memory operations of the Differentiable Neural Computer (Graves et al. 2016) with masking,
-de-allocation and sharpening (Csordas 2023, chapter 2 and App. A), and of the Neural Turing Machine's addressing.
+de-allocation and sharpening (Csordas 2023, chapter 2 and App. A: the equations named below), and of the Neural Turing Machine's addressing.
 
 B batch, N cells, W width of a cell, R read heads. One write head.
 """
@@ -15,7 +15,7 @@ def _sqrt(x):
 
 
 def content_address(memory, key, strength, mask=None, eps=1e-6):
-    """Softmax over the cells of strength · cosine(memory ∘ mask, key ∘ mask) (App. A, Eq. A.2 with masks Eq. 2.1).
+    """Softmax over the cells of strength · cosine(memory ∘ mask, key ∘ mask) (Eq. 2.1 to 2.4).
 
     memory [B, N, W], key [B, R, W], strength [B, R], mask [B, R, W] or None -> [B, R, N]. The cosine's denominator is
     |memory ∘ mask| · |key ∘ mask| + eps. The mask enters through its square only.
@@ -28,12 +28,15 @@ def content_address(memory, key, strength, mask=None, eps=1e-6):
 
 
 def retention(read_weights, free_gate):
-    """ψ = Π over the read heads of (1 − free_gate · read_weights): read_weights [B, R, N], free_gate [B, R] -> [B, N]."""
+    """ψ = Π over the read heads of (1 − free_gate · weights): read_weights [B, R, N], free_gate [B, R] -> [B, N]."""
     return (1 - free_gate[..., None] * read_weights).prod(1)
 
 
 def usage_update(usage, write_weights, retention, detach_write=True):
-    """(u + w − u ∘ w) ∘ ψ, all [B, N]. The write weights get no gradient unless ``detach_write`` is False, as released."""
+    """(u + w − u ∘ w) ∘ ψ, all [B, N].
+
+    The write weights get no gradient, as in the released code, unless ``detach_write`` is False.
+    """
     w = write_weights.detach() if detach_write else write_weights
     return (usage + w * (1 - usage)) * retention
 
@@ -44,13 +47,13 @@ def allocation(usage, eps=1e-6):
     usage [B, N] -> [B, N].
     """
     u = usage * (1 - eps) + eps
-    ascending, order = u.sort(1, stable=True)
+    ascending, order = u.sort(dim=1, stable=True)
     before = F.pad(ascending, (1, 0), value=1)[:, :-1].cumprod(1)
     return torch.zeros_like(u).scatter(1, order, (1 - ascending) * before)
 
 
 def memory_write(memory, write_weights, erase, value, retention=None):
-    """memory ∘ (1 − w eᵀ) + w vᵀ; with ``retention`` the old content is also multiplied by ψ 1ᵀ (de-allocation, Eq. 2.4).
+    """memory ∘ (1 − w eᵀ) + w vᵀ; with ``retention`` the old content is also multiplied by ψ 1ᵀ (de-allocation).
 
     memory [B, N, W], write_weights [B, N], erase [B, W], value [B, W], retention [B, N] or None -> [B, N, W].
     """
@@ -75,7 +78,7 @@ def link_update(link, precedence, write_weights):
 
 def link_read(link, read_weights, sharp_forward=None, sharp_backward=None, eps=1e-6):
     """forward = L r and backward = Lᵀ r for each read head; with a strength s sharpened to softmax(s · log(d + eps)),
-    which is (d + eps)ˢ normalised to a sum of 1 (Csordas 2023, Eq. A.10 and A.11).
+    which is (d + eps)ˢ normalised to a sum of 1 (Eq. A.10).
 
     link [B, N, N], read_weights [B, R, N], sharp_forward and sharp_backward [B, R] or None -> two of [B, R, N].
     A projection below 0 (rounding of a link) counts as 0 when it is sharpened.
@@ -97,8 +100,8 @@ def ntm_address(memory, key, strength, gate, shift, sharpness, previous):
     """Addressing of the Neural Turing Machine (Graves et al. 2014, Eq. 5 to 9): content, interpolation with the weights
     of the last step, circular shift, sharpening.
 
-    memory [B, N, W], key [B, R, W], strength, gate and sharpness [B, R], previous [B, R, N], shift [B, R, 2 S + 1], whose
-    entry k moves the focus by S − k cells -> [B, R, N]. Weights that are all 0 stay 0.
+    memory [B, N, W], key [B, R, W], strength, gate and sharpness [B, R], previous [B, R, N], shift [B, R, 2 S + 1],
+    whose entry k moves the focus by S − k cells -> [B, R, N]. Weights that are all 0 stay 0.
     """
     content = content_address(memory, key, strength, eps=torch.finfo(memory.dtype).tiny)
     interpolated = gate[..., None] * content + (1 - gate[..., None]) * previous

@@ -1,0 +1,57 @@
+"""Geometric attention in plain torch: what a user without this package would run.
+
+All take and return [B, H, N, D], with scores <q, k> / √D, no mask, the diagonal excluded.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def dense(q, k, v):
+    """Eager, written with care: scores by distance, two log-sigmoids, one exclusive sum, weights scattered back.
+
+    Keeps about six tensors of N² elements for the backward.
+    """
+    n = q.shape[2]
+    closest = _closest_first(n, q.device)
+    scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).gather(3, closest.expand(*q.shape[:2], -1, -1))
+    skipped = F.logsigmoid(-scores.float()).cumsum(3)
+    skipped = F.pad(skipped[..., :-1], (1, 0))
+    sorted_weights = (F.logsigmoid(scores.float()) + skipped).exp().to(v.dtype)
+    weights = torch.zeros(*q.shape[:2], n, n, dtype=v.dtype, device=v.device)
+    return weights.scatter(3, closest.expand_as(sorted_weights), sorted_weights) @ v
+
+
+def _closest_first(n, device):
+    """[N, N - 1]: the other columns of each row in order of their distance, the right one first."""
+    i = torch.arange(n, device=device)
+    offset = i - i[:, None]
+    rank = 2 * offset.abs() + (offset < 0)
+    return rank.argsort(1)[:, 1:]
+
+
+def released(q, k, v):
+    """As the authors' code computes it (Csordás et al. 2022): one sum over all columns of a row, and the part between
+    two keys as the difference of two of its elements. On float32 scores; inaccurate at large N.
+    """
+    n = q.shape[2]
+    scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).float()
+    scores = scores.masked_fill(torch.eye(n, dtype=torch.bool, device=q.device), float("-inf"))
+    c = -torch.log(torch.exp(-scores.abs()) + 1)
+    log_match = scores.clamp(max=0) + c
+    log_skip = -scores.clamp(min=0) + c
+    total = log_skip.cumsum(3)
+    i = torch.arange(n, device=q.device)
+    offset = i - i[:, None]
+    distance = offset.abs()
+    last = (i[:, None] + distance - (offset > 0).long()).clamp(max=n - 1)
+    before = i[:, None] - distance
+    skipped = total.gather(3, last.expand_as(total)) - torch.where(
+        before >= 0, total.gather(3, before.clamp(min=0).expand_as(total)), 0.0
+    )
+    return (log_match + skipped).exp().to(v.dtype) @ v
+
+
+def softmax(q, k, v):
+    """torch's fused softmax attention of the same shape: other weights, but the floor of what attention costs."""
+    return F.scaled_dot_product_attention(q, k, v)
