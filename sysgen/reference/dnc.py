@@ -1,5 +1,6 @@
 """Definition of the memory operations of the Differentiable Neural Computer (Graves et al. 2016) with masking,
-de-allocation and sharpening (Csordas 2023, chapter 2 and App. A: the equations named below), and of the Neural Turing Machine's addressing.
+de-allocation and sharpening (Csordas 2023, chapter 2 and App. A, whose equations are named below), and of the Neural
+Turing Machine's addressing.
 
 B batch, N cells, W width of a cell, R read heads. One write head.
 """
