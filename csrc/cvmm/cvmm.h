@@ -43,8 +43,8 @@ struct Rows {  // a row operand
 // u[r] = x[src(r)] . W[expert(r)] + bias[expert(r)]                       for every route that is not dropped
 // dot[r] = sum_j u[r, j] * other[src'(r), j]                              if dot
 // out[r] = gate[r] * activation(u[r]), or out[t] = sum over the token's routes of that, in a fixed order
-// (CUDA: by slot; CPU: by expert, then slot), if reduce Dropped routes: out and dot are 0. out may be null
-// (then only dot is computed).
+// (CUDA: by slot; CPU: by expert, then slot), if reduce.
+// Dropped routes: out and dot are 0. out may be null (then only dot is computed).
 struct CvmmFwdArgs {
   Routing route;
   DType dtype, w_dtype;

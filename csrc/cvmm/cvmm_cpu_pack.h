@@ -61,6 +61,7 @@ inline auto units_along(const Source* p, int64_t n) {
     return units_across<T>(p, p, n);
   } else {
     constexpr int kCount = kLanes<float>;
+    if (__is_same(T, Source) && n >= 2 * kCount) return load_as<VectorU>(p);  // already pairs
     bf16 pairs[2 * kCount];
     store(pairs, load(p, n));
     store(pairs + kCount, load(p + (n > kCount ? kCount : 0), n - kCount));
