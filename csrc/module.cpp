@@ -4,6 +4,7 @@
 #include "common/build_info_bind.h"
 #include "common/check.h"
 #include "cvmm/cvmm_bind.h"
+#include "geometric_attention/geometric_attention_bind.h"
 #include "routing/route_bind.h"
 #if defined(SYSGEN_DRIVER_LAUNCH)
 #include "device/launch_driver_bind.h"
@@ -29,6 +30,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_build_info(m);
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
+  sysgen::register_geometric_attention(m);
 #if defined(SYSGEN_DRIVER_LAUNCH)
   sysgen::register_launch_driver(m);
 #endif

@@ -75,7 +75,7 @@ def _weights_and_remainder(scores, key_padding_mask, attn_mask, normalize, eps, 
     if not include_self:
         ignored = ignored | (offset == 0)
     if key_padding_mask is not None:
-        key_padding_mask = key_padding_mask.view(len(key_padding_mask), *(1,) * (scores.dim() - 2), -1)
+        key_padding_mask = key_padding_mask[(slice(None), *(None,) * (scores.dim() - 2))]
     for mask in (key_padding_mask, attn_mask):
         if mask is not None:
             ignored = ignored | _ignored(mask)
