@@ -6,6 +6,9 @@
 #include "cvmm/cvmm_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
 #include "routing/route_bind.h"
+#if !defined(SYSGEN_EMULATOR)
+#include "tasks/tasks_bind.h"
+#endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
 #include "device/launch_driver_bind.h"
 #endif
@@ -31,6 +34,9 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
   sysgen::register_geometric_attention(m);
+#if !defined(SYSGEN_EMULATOR)
+  sysgen::register_tasks(m);
+#endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
   sysgen::register_launch_driver(m);
 #endif
