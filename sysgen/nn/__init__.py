@@ -1,6 +1,37 @@
 """Layers: modules that hold parameters and call :mod:`sysgen.ops`."""
 
+from .act import ACTEncoder
+from .classifier import SequenceClassifier
+from .embedding import Embedding
+from .encoders import SharedEncoder, StackedEncoder
+from .geometric_attention import GeometricMultiheadAttention
+from .maps import collect_maps
+from .ndr import NDREncoderLayer
+from .positions import sinusoidal_positions
+from .relative_attention import RelativeMultiheadAttention
 from .released import load_released_state_dict
+from .rnn_classifier import RNNClassifier
+from .seq2seq import Seq2SeqTransformer
 from .sigma_moe import SigmaMoE
+from .softmax_attention import SoftmaxMultiheadAttention
+from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
-__all__ = ["SigmaMoE", "load_released_state_dict"]
+__all__ = [
+    "ACTEncoder",
+    "Embedding",
+    "GeometricMultiheadAttention",
+    "NDREncoderLayer",
+    "RNNClassifier",
+    "RelativeMultiheadAttention",
+    "Seq2SeqTransformer",
+    "SequenceClassifier",
+    "SharedEncoder",
+    "SigmaMoE",
+    "SoftmaxMultiheadAttention",
+    "StackedEncoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
+    "collect_maps",
+    "load_released_state_dict",
+    "sinusoidal_positions",
+]

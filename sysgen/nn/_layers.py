@@ -1,0 +1,38 @@
+"""What encoder and decoder layers share."""
+
+from torch import nn
+from torch.nn import functional as F
+
+from . import _checks
+from .geometric_attention import GeometricMultiheadAttention
+from .relative_attention import RelativeMultiheadAttention
+from .softmax_attention import SoftmaxMultiheadAttention
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+
+
+def self_attention(kind, d_model, nhead, dropout, **kwargs):
+    """The attention of the name ``kind`` with what it is known by in the tables of Ch. 5."""
+    if kind == "geometric":
+        return GeometricMultiheadAttention(d_model, nhead, dropout, **kwargs)
+    if kind == "softmax":
+        return SoftmaxMultiheadAttention(d_model, nhead, dropout, **kwargs)
+    return RelativeMultiheadAttention(d_model, nhead, dropout, absolute_gate=kind == "abs_rel", **kwargs)
+
+
+def drop(layer, t, p):
+    return F.dropout(t, p) if layer.training and p > 0 else t
+
+
+def reset_feedforward(linear1, linear2, activation):
+    """Xavier uniform, with gain √2 before a relu; biases as nn.Linear."""
+    for linear, gain in ((linear1, nn.init.calculate_gain("relu") if activation == "relu" else 1.0), (linear2, 1.0)):
+        linear.reset_parameters()
+        nn.init.xavier_uniform_(linear.weight, gain)
+
+
+def check_layer(layer, d_model, nhead, dim_feedforward, activation, **rates):
+    name = type(layer).__name__
+    _checks.positive_int(name, d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward)
+    _checks.rate(name, **rates)
+    _checks.one_of(name, tuple(ACTIVATIONS), activation=activation)
