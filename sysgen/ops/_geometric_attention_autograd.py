@@ -11,6 +11,10 @@ from ._cvmm_autograd import needs_gradient
 def attention(query, key, value, direction_bias, mask, key_mask, options, return_remainder):
     """(out, remainder), the second of no meaning without ``return_remainder``."""
     if needs_gradient(query, key, value, direction_bias, mask):
+        if key is query:  # torch.compile takes a tensor only once
+            key = key.view_as(key)
+        if value is key or value is query:
+            value = value.view_as(value)
         return _Attention.apply(query, key, value, direction_bias, mask, key_mask, return_remainder, *options)
     return ops.geometric_attention_fwd(query, key, value, direction_bias, key_mask, mask, *options, return_remainder)
 
