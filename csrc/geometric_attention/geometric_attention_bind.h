@@ -10,10 +10,6 @@
 #include "common/tensor_caster.h"
 #include "geometric_attention/geometric_attention.h"
 
-#if defined(SYSGEN_WITH_CUDA) && __has_include("geometric_attention/geometric_attention_cuda.cu")
-#define SYSGEN_GEOMETRIC_ATTENTION_CUDA 1
-#endif
-
 namespace sysgen {
 #if defined(SYSGEN_GEOMETRIC_ATTENTION_CUDA)
 #define SYSGEN_IF_GEOMETRIC(F) F
