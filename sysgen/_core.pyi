@@ -102,6 +102,40 @@ def geometric_attention_bwd(
     stream: int,
     /,
 ) -> None: ...
+def listops_generate(
+    tokens: Tensor,
+    offsets: Tensor,
+    targets: Tensor,
+    depths: Tensor,
+    tree_depths: Tensor,
+    key: int,
+    quota: list[int],
+    min_depth: int,
+    max_depth: int,
+    max_length: int,
+    max_args: int,
+    op_probability: float,
+    held_out: bool,
+    num_threads: int,
+    progress: Callable[[int], Any] | None,
+) -> int: ...
+def arithmetic_generate(
+    tokens: Tensor,
+    offsets: Tensor,
+    targets: Tensor,
+    depths: Tensor,
+    tree_depths: Tensor,
+    key: int,
+    quota: list[int],
+    min_depth: int,
+    max_depth: int,
+    max_length: int,
+    op_probability: float,
+    left_probability: float,
+    held_out: bool,
+    num_threads: int,
+    progress: Callable[[int], Any] | None,
+) -> int: ...
 
 # Only where cuda_route is "nvrtc".
 def set_kernel_compiler(compile: Callable[[str, str, int, int, int], tuple[bytes, bytes]], /) -> None: ...
