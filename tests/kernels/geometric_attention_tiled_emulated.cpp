@@ -1,0 +1,319 @@
+// The tiled kernels of geometric attention, every product of them and smaller tiles, against the definition
+// in float64.
+#include "geometric_attention/geometric_attention_tiled_cuda.cu"
+#include "kernel_test.h"
+
+namespace sysgen {
+namespace {
+
+using namespace test;
+
+enum class Mask { none, hidden, added };
+enum class Values { normal, large, low, match_all, match_none, alternating };
+
+struct Case {
+  int64_t batch = 1, heads = 2, queries = 40, keys = 40, width = 8;
+  DType dtype = DType::f32;
+  Values values = Values::normal;
+  bool bias = false, key_mask = false, normalize = false, include_self = false, causal = false, rem = false,
+       early_stop = true, heads_inside = false;
+  Mask mask = Mask::none;
+  int64_t q_offset = 0;
+  int gap = 0, offset = 0;
+};
+
+std::string describe(const Case& c, const char* product) {
+  return cat("geometric ", product, " B", c.batch, " H", c.heads, " L", c.queries, " S", c.keys, " D",
+             c.width, " ", name_of(c.dtype), " values ", int(c.values), c.bias ? " bias" : "",
+             c.key_mask ? " key_mask" : "", c.normalize ? " normalize" : "", c.include_self ? " self" : "",
+             c.causal ? " causal" : "", c.rem ? " rem" : "", c.early_stop ? "" : " no-stop",
+             c.heads_inside ? " BNHD" : " BHND", " mask ", int(c.mask), " q_offset ", c.q_offset, " gap ",
+             c.gap, " offset ", c.offset);
+}
+
+// [B, H, N, D], in memory as [B, H, N, D] or [B, N, H, D]; `gap` elements (NaN) follow every row.
+struct HeadsBuffer {
+  int64_t stride_b, stride_h, stride_n;
+  Buffer values;
+  HeadsBuffer(const Case& c, int64_t rows)
+      : stride_b(c.heads * rows * (c.width + c.gap) + c.gap),
+        stride_h(c.heads_inside ? c.width + c.gap : rows * (c.width + c.gap)),
+        stride_n(c.heads_inside ? c.heads * (c.width + c.gap) : c.width + c.gap),
+        values(c.dtype, std::max<int64_t>(c.batch * stride_b, 1), c.offset) {}
+  int64_t at(int64_t b, int64_t h, int64_t n, int64_t d) const {
+    return b * stride_b + h * stride_h + n * stride_n + d;
+  }
+  double get(int64_t b, int64_t h, int64_t n, int64_t d) const { return values.get(at(b, h, n, d)); }
+  Heads view() const { return {values.data(), stride_b, stride_h, stride_n}; }
+};
+
+struct Problem {
+  Case c;
+  HeadsBuffer q, k, v, dout;
+  Buffer bias, mask;
+  std::vector<uint8_t> key_mask, hidden;
+  Buffer drem;
+
+  Problem(const Case& c_, Random& random)
+      : c(c_),
+        q(c, c.queries),
+        k(c, c.keys),
+        v(c, c.keys),
+        dout(c, c.queries),
+        bias(accumulator_of(c.dtype), c.batch * c.heads * c.queries * 2),
+        mask(accumulator_of(c.dtype), c.heads * c.queries * c.keys),
+        key_mask(c.batch * c.keys),
+        hidden(c.heads * c.queries * c.keys),
+        drem(accumulator_of(c.dtype), c.batch * c.heads * c.queries) {
+    const double large = c.values == Values::large ? 6 : 1;
+    for (int64_t b = 0; b < c.batch; ++b)
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t d = 0; d < c.width; ++d) {
+          for (int64_t n = 0; n < c.queries; ++n) {
+            q.values.set(q.at(b, h, n, d),
+                         c.values >= Values::match_all ? (d == 0) * 100. : large * value(random));
+            dout.values.set(dout.at(b, h, n, d), value(random));
+          }
+          for (int64_t n = 0; n < c.keys; ++n) {
+            const double one = c.values == Values::match_all                   ? 1
+                               : c.values == Values::alternating && n % 3 == 0 ? 1
+                                                                               : -1;
+            k.values.set(k.at(b, h, n, d), c.values >= Values::match_all ? one * 100. : value(random));
+            v.values.set(v.at(b, h, n, d), value(random));
+          }
+        }
+    for (int64_t i = 0; i < bias.count(); ++i) bias.set(i, value(random) - 3 * (c.values == Values::low));
+    for (int64_t i = 0; i < drem.count(); ++i) drem.set(i, value(random));
+    for (int64_t i = 0; i < mask.count(); ++i) {
+      hidden[i] = random() % 4 == 0 ? 1 + random() % 3 : 0;
+      mask.set(i, random() % 4 ? value(random) : -INFINITY);
+    }
+    // The first example has no key at all, the next ones some; what is masked is NaN or infinite.
+    for (int64_t b = 0; b < c.batch && c.key_mask; ++b)
+      for (int64_t n = 0; n < c.keys; ++n) {
+        key_mask[b * c.keys + n] = b % 3 == 2 || random() % 3 == 0 ? 1 + random() % 2 : 0;
+        if (!key_mask[b * c.keys + n]) continue;
+        for (int64_t h = 0; h < c.heads; ++h)
+          for (int64_t d = 0; d < c.width; ++d) {
+            k.values.set(k.at(b, h, n, d), n % 2 ? NAN : INFINITY);
+            v.values.set(v.at(b, h, n, d), n % 2 ? -INFINITY : NAN);
+          }
+      }
+  }
+
+  GeometricAttentionScores scores() const {
+    GeometricAttentionScores s{};
+    s.dtype = c.dtype;
+    s.batch = c.batch, s.heads = c.heads, s.queries = c.queries, s.keys = c.keys, s.width = c.width;
+    s.q = q.view(), s.k = k.view(), s.v = v.view();
+    if (c.bias) s.bias = bias.data();
+    s.bias_stride_b = c.heads * c.queries * 2, s.bias_stride_h = c.queries * 2, s.bias_stride_l = 2;
+    if (c.key_mask) s.key_mask = key_mask.data();
+    s.key_mask_stride_b = c.keys;
+    if (c.mask != Mask::none) {  // shared by the batch
+      s.mask.additive = c.mask == Mask::added;
+      s.mask.data = s.mask.additive ? mask.data() : hidden.data();
+      s.mask.stride_h = c.queries * c.keys, s.mask.stride_l = c.keys, s.mask.stride_s = 1;
+    }
+    s.scale = scale();
+    s.normalize = c.normalize, s.eps = 1e-12;
+    s.include_self = c.include_self, s.causal = c.causal, s.q_offset = c.q_offset,
+    s.early_stop = c.early_stop;
+    return s;
+  }
+  double scale() const { return 0.7 / std::sqrt(std::max<double>(c.width, 1)); }
+};
+
+// One row by the definition, with bounds on what a computation in the accumulator type may be off.
+struct Entry {
+  int64_t j;
+  bool left, right;
+  double s, s_error, match, miss, chance, other;  // P and 1 - P
+  double a, a_error;                              // error relative to a
+};
+
+struct Row {
+  std::vector<Entry> entries;  // that take part, nearest first
+  double rem = 1, rem_error = 0, z = 0, z_error = 0;
+};
+
+Row oracle_row(const Problem& p, int64_t b, int64_t h, int64_t i) {
+  const Case& c = p.c;
+  const double eps = unit_roundoff(accumulator_of(c.dtype));
+  Row row;
+  std::vector<std::pair<int64_t, int64_t>> order;  // (2 distance + left, key)
+  const int64_t position = i + c.q_offset;
+  for (int64_t j = 0; j < c.keys; ++j) order.push_back({2 * std::abs(j - position) + (j < position), j});
+  std::sort(order.begin(), order.end());
+  double before = 0, before_error = 0;
+  for (const auto& [rank, j] : order) {
+    const int64_t at = (h * c.queries + i) * c.keys + j;
+    if (j == position && !c.include_self) continue;
+    if (c.causal && j > position) continue;
+    if (c.key_mask && p.key_mask[b * c.keys + j]) continue;
+    if (c.mask == Mask::hidden && p.hidden[at]) continue;
+    if (c.mask == Mask::added && p.mask.get(at) == -INFINITY) continue;
+    Entry e{};
+    e.j = j, e.left = j<position, e.right = j> position;
+    double size = 0;
+    for (int64_t d = 0; d < c.width; ++d) {
+      const double product = p.q.get(b, h, i, d) * p.k.get(b, h, j, d);
+      e.s += product;
+      size += std::abs(product);
+    }
+    e.s *= p.scale(), size *= p.scale();
+    if (c.bias && j != position) {
+      const double bias = p.bias.get(((b * c.heads + h) * c.queries + i) * 2 + e.right);
+      e.s += bias, size += std::abs(bias);
+    }
+    if (c.mask == Mask::added) e.s += p.mask.get(at), size += std::abs(p.mask.get(at));
+    e.s_error = (c.width + 4) * eps * size;
+    const double rest = std::log1p(std::exp(-std::abs(e.s)));
+    e.match = std::min(e.s, 0.) - rest, e.miss = -std::max(e.s, 0.) - rest;
+    e.chance = std::exp(e.match), e.other = std::exp(e.miss);
+    // d log P / ds = 1 - P, d log(1 - P) / ds = -P; 8 roundings in either logarithm; one for every sum
+    const double rank_eps = (row.entries.size() + 8) * eps;
+    e.a = std::exp(e.match + before);
+    e.a_error = std::expm1(std::min(e.other * e.s_error + before_error + 8 * eps * std::abs(e.match) +
+                                        rank_eps * std::abs(e.match + before) + 8 * eps,
+                                    1.));
+    before += e.miss;
+    before_error += e.chance * e.s_error + 8 * eps * std::abs(e.miss) + rank_eps * std::abs(e.miss);
+    row.entries.push_back(e);
+  }
+  row.rem = std::exp(before);
+  row.rem_error =
+      row.rem * std::min(before_error + (row.entries.size() + 8) * eps * (1 + std::abs(before)), 1.);
+  row.z = -std::expm1(before);
+  row.z_error = row.rem_error + 4 * eps * row.z;
+  if (c.normalize) {
+    const double by = std::max(row.z, 1e-12);
+    for (Entry& e : row.entries) e.a /= by, e.a_error += row.z_error / by + 2 * eps;
+  }
+  return row;
+}
+
+// What is smaller than this in the accumulator type, or in the type of a factor of a product, may be 0.
+double tiny(DType t) { return t == DType::f64 ? 0x1p-1000 : 0x1p-120; }
+double underflow(DType t) { return t == DType::f16 ? 0x1p-24 : tiny(t); }
+
+template <class Launch>
+void run_fwd(const Problem& p, const char* product, Launch launch) {
+  const Case& c = p.c;
+  const double eps = unit_roundoff(accumulator_of(c.dtype)), out_eps = unit_roundoff(c.dtype);
+  const HeadsBuffer out(c, c.queries);
+  const Buffer rem(accumulator_of(c.dtype), c.batch * c.heads * c.queries);
+  GeometricAttentionFwdArgs a{};
+  a.s = p.scores();
+  a.out = out.view();
+  a.rem = c.rem ? rem.data() : nullptr;
+  launch(a);
+
+  Comparison compare(describe(c, product));
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (int64_t h = 0; h < c.heads; ++h)
+      for (int64_t i = 0; i < c.queries; ++i) {
+        const Row row = oracle_row(p, b, h, i);
+        const int64_t at = (b * c.heads + h) * c.queries + i;
+        if (c.rem) compare.element("rem", at, 0, rem.get(at), row.rem, row.rem_error + tiny(c.dtype));
+        for (int64_t d = 0; d < c.width; ++d) {
+          double sum = 0, bound = tiny(c.dtype);
+          const double terms = row.entries.size() + 4;
+          for (const Entry& e : row.entries) {
+            const double v = p.v.get(b, h, e.j, d);
+            sum += e.a * v;
+            bound += e.a * std::abs(v) * (e.a_error + terms * eps + (is_half(c.dtype) ? out_eps : 0)) +
+                     underflow(c.dtype) * std::abs(v);
+          }
+          bound += out_eps * (std::abs(sum) + bound) + (is_half(c.dtype) ? 0x1p-25 : 0);
+          compare.element("out", at, d, out.get(b, h, i, d), sum, bound);
+        }
+      }
+}
+
+template <class P>
+void run_fwd_product(const Problem& p, const char* product) {
+  run_fwd(p, product, [](const GeometricAttentionFwdArgs& a) { launch_fwd<P>(a, nullptr); });
+}
+
+template <class T>
+void run_small_tiles(const Problem& p) {
+  if constexpr (sizeof(T) == 2) {
+    run_fwd_product<GeometricHalfProduct<T, 32, 16, 16, 1>>(p, "half 16x16");
+    run_fwd_product<GeometricHalfProduct<T, 32, 32, 16, 1>>(p, "half 32x16");
+    run_fwd_product<GeometricHalfProduct<T, 32, 48, 32, 1>>(p, "half 48x32");
+  } else {
+    run_fwd_product<GeometricSimtProduct<T, 32, 16, 8, true, 1>>(p, "simt 16x8");
+    run_fwd_product<GeometricSimtProduct<T, 16, 16, 16, false, 1>>(p, "simt global 16x16");
+    run_fwd_product<GeometricSimtProduct<T, 32, 32, 8, true, 1>>(p, "simt 32x8");
+  }
+}
+
+void run_case(const Case& c, Random& random, bool small) {
+  const Problem p(c, random);
+  try {
+    if (small && c.width <= 32) {
+      with_geometric_type(c.dtype, [&](auto t) { run_small_tiles<decltype(t)>(p); });
+    } else {
+      run_fwd(p, "dispatched",
+              [](const GeometricAttentionFwdArgs& a) { geometric_attention_tiled_fwd(a, nullptr); });
+    }
+  } catch (const std::exception& e) {
+    std::printf("in %s:\n", describe(c, "").c_str());
+    throw;
+  }
+}
+
+constexpr DType kTypes[] = {DType::f64, DType::f32, DType::bf16, DType::f16};
+
+Case random_case(Random& random, int i, bool small) {
+  Case c{};
+  c.dtype = kTypes[i % 4];
+  c.batch = pick(random, {1, 1, 2, 3});
+  c.heads = pick(random, {1, 2});
+  c.queries = small ? pick(random, {1, 7, 16, 17, 31, 40, 47}) : pick(random, {1, 13, 63, 64, 65, 127, 129});
+  c.keys = random() % 2 ? c.queries
+           : small      ? pick(random, {1, 5, 16, 33, 53})
+                        : pick(random, {1, 31, 63, 64, 65, 129});
+  c.width = small ? pick(random, {1, 8, 16, 23, 32}) : pick(random, {1, 8, 64, 72, 128, 137, 256});
+  c.values = static_cast<Values>(random() % 10 < 4 ? random() % 6 : 0);
+  c.bias = random() % 2;
+  c.key_mask = random() % 3 == 0;
+  c.normalize = random() % 3 == 0;
+  c.include_self = random() % 3 == 0;
+  c.causal = random() % 4 == 0;
+  c.rem = random() % 2;
+  c.early_stop = random() % 4 != 0;
+  c.heads_inside = random() % 2;
+  c.mask = static_cast<Mask>(random() % 2 ? 0 : random() % 3);
+  if (random() % 3 == 0) c.q_offset = pick(random, {-3, 1, 5, 20, 64, 200, -100, 1000003});
+  c.gap = pick(random, {0, 0, 1, 2, 8});
+  c.offset = pick(random, {0, 0, 0, 1, 2});
+  return c;
+}
+
+}  // namespace
+}  // namespace sysgen
+
+int main(int argc, char** argv) {
+  using namespace sysgen;
+  const int count = argc > 1 ? std::atoi(argv[1]) : 120;
+  Random random(argc > 2 ? std::atoi(argv[2]) : 1);
+  try {
+    for (const auto& type : kTypes)  // nothing to do, or nothing to sum
+      for (const auto& [batch, queries, keys, width] :
+           {std::tuple(0, 3, 3, 8), std::tuple(1, 0, 3, 8), std::tuple(1, 3, 0, 8), std::tuple(1, 3, 3, 0),
+            std::tuple(1, 1, 1, 1)}) {
+        Case c{};
+        c.batch = batch, c.queries = queries, c.keys = keys, c.width = width, c.dtype = type;
+        c.rem = true;
+        run_case(c, random, false);
+      }
+    for (int i = 0; i < count; ++i) run_case(random_case(random, i, true), random, true);
+    for (int i = 0; i < count / 10; ++i) run_case(random_case(random, i, false), random, false);
+  } catch (const std::exception& e) {
+    std::printf("FAILED: %s\n", e.what());
+    return 1;
+  }
+  return test::finish("geometric_attention_tiled");
+}
