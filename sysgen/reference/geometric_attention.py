@@ -91,7 +91,7 @@ def _weights_and_remainder(scores, key_padding_mask, attn_mask, normalize, eps, 
     log_reach = log_reach.gather(-1, order.argsort(-1))
     weights = torch.where(ignored, 0, torch.exp(log_match + log_reach))
     if normalize:
-        weights = weights / (-torch.expm1(log_none)).clamp(min=eps).unsqueeze(-1)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=eps)
     return weights, torch.exp(log_none)
 
 
