@@ -1,0 +1,10 @@
+"""Training of the thesis' models on its tasks: ``python -m sysgen.train``, or :func:`run` from Python."""
+
+from .checkpoint import CheckpointError
+from .interruption import Interruption
+from .loop import Diverged
+from .presets import PRESETS
+from .run import run
+from .settings import FIELDS, SettingsError
+
+__all__ = ["FIELDS", "PRESETS", "CheckpointError", "Diverged", "Interruption", "SettingsError", "run"]

@@ -1,0 +1,50 @@
+"""Checkpoints: written whole or not at all, read without executing anything that is in them."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not belong to this run; the message is meant for the user."""
+
+
+def save(path, content):
+    """Writes ``content`` under a temporary name, flushes it to the disk and renames it."""
+    temporary = Path(f"{path}.tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path, map_location="cpu"):
+    """Reads what :func:`save` wrote."""
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise CheckpointError(f"{path} is no readable checkpoint: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
+    return content
+
+
+def rng_state(device):
+    """The states of the generators that dropout and initialisation draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state, device):
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

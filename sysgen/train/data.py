@@ -1,0 +1,59 @@
+"""Datasets of a run and the stream of its training batches."""
+
+import torch
+
+from .. import tasks
+from .loader import Loader, pad_to_multiple
+from .presets import TASKS
+from .settings import SettingsError
+
+
+class Data:
+    """The splits of a task that a run needs, each made when it is first used.
+
+    Args:
+        settings: as from :func:`sysgen.train.settings.resolve`.
+    """
+
+    def __init__(self, settings):
+        self.task = TASKS[settings["task"]]
+        self._make = getattr(tasks, self.task["dataset"])
+        self._options = {k: settings[k] for k in self.task["options"]}
+        self._options["seed"] = settings["data_seed"]
+        self._splits = {}
+
+    def split(self, name):
+        if name not in self._splits:
+            try:
+                self._splits[name] = self._make(name, **self._options)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
+        return self._splits[name]
+
+    @property
+    def train(self):
+        return self.split(self.task["train"])
+
+    def group(self, which):
+        """``"validation"`` or ``"test"``: dict of the datasets by name (``"iid"``, ``"ood"``, …)."""
+        return {name: self.split(split) for name, split in self.task[which].items()}
+
+
+def training_batches(dataset, settings, device, state=None):
+    """The endless stream of training batches, from the beginning or from the ``state`` of a loader."""
+    lengths = torch.as_tensor(dataset.lengths)
+    if not settings["bucketed"]:
+        lengths = torch.zeros_like(lengths)  # nothing to sort by: the batches stay random
+    sampler = tasks.BucketBatchSampler(lengths, settings["batch_size"], seed=settings["seed"], infinite=True)
+    if state is not None:
+        sampler.load_state_dict(state)
+    return Loader(_prepared(dataset, sampler, settings["pad_multiple"], device.type == "cuda"), sampler.state_dict())
+
+
+def _prepared(dataset, sampler, multiple, pin):
+    for indices in sampler:
+        batch = dataset.batch(indices)
+        batch = batch._replace(tokens=pad_to_multiple(batch.tokens, multiple))
+        if pin:
+            batch = type(batch)(*(None if t is None else t.pin_memory() for t in batch))
+        yield batch, sampler.state_dict()

@@ -1,0 +1,211 @@
+"""The training command: every task from the command line, its files, its messages, and that it repeats itself."""
+
+import json
+
+import pytest
+import torch
+
+from sysgen import train
+from sysgen.train import log
+from sysgen.train.__main__ import main
+from sysgen.train.presets import TASKS
+
+# The smallest models and few steps: what is tested is the command, not what the models learn.
+TINY = {"d_model": 16, "batch_size": 16, "steps": 4, "eval_every": 2}
+TINY_ENCODER = {"nhead": 2, "dim_feedforward": 16, "num_layers": 2}
+RUNS = {
+    "ctl": ("ndr", {**TINY_ENCODER, "direction": "backward"}),
+    "arithmetic": ("transformer-rel", {**TINY_ENCODER, "num_train": 200}),
+    "listops": ("bi-lstm", {"num_layers": 2, "embedding_dim": 8, "num_train": 200}),
+    "ctlpp": ("transformer", {**TINY_ENCODER, "num_train": 1000}),
+    "scan": ("universal-rel", TINY_ENCODER),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    """Evaluations and generated data of a size for tests."""
+    from sysgen.train import evaluation
+
+    monkeypatch.setattr(evaluation, "LARGEST_SPLIT", 64)
+
+
+def flags(settings):
+    return [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+
+
+def command(task, model, output, settings, *more):
+    return [task, "--model", model, "--output", str(output), "--quiet", *flags(settings), *more]
+
+
+def lstm(output, *more, **settings):
+    return command("ctl", "lstm", output, {**TINY, "embedding_dim": 4, **settings}, "--no-figures", *more)
+
+
+def parameters(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same_parameters(a, b):
+    a, b = parameters(a), parameters(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_every_task_from_the_command_line(task, tmp_path, capsys):
+    model, settings = RUNS[task]
+    assert main(command(task, model, tmp_path / "run", {**TINY, **settings}, "--no-figures")) == 0
+    printed = capsys.readouterr().out
+    assert "test, last checkpoint (step 4)" in printed and "ood" in printed
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "finished" and result["step"] == 4
+    assert result["settings"]["d_model"] == 16 and result["settings"]["model"] == model
+    assert 0 <= result["test"]["best"]["ood"]["accuracy"] <= 1
+
+
+def test_log_and_result(tmp_path):
+    """One header with everything that is needed to repeat the run, one object an evaluation, and the sums agree."""
+    assert main(lstm(tmp_path, steps=5)) == 0
+    events = log.read(tmp_path / "log.jsonl")
+    assert [e["event"] for e in events] == ["header", "evaluation", "evaluation", "evaluation", "finished"]
+    assert [e["step"] for e in events[1:]] == [2, 4, 5, 5]
+    header = events[0]
+    assert header["settings"]["lr"] == 1e-3 and header["settings"]["seed"] == 0
+    for what in ("date", "device", "device_name", "torch", "python"):
+        assert header["environment"][what]
+    result = json.loads((tmp_path / "result.json").read_text())
+    for evaluation in events[1:4]:
+        for scores in evaluation["validation"].values():
+            assert 0 <= scores["accuracy"] <= 1 and scores["loss"] > 0 and scores["count"] == 64
+            assert scores["by_depth"] and all(0 <= a <= 1 for a in scores["by_depth"].values())
+    watched = {e["step"]: e["validation"]["ood"]["accuracy"] for e in events[1:4]}
+    best = max(watched, key=lambda step: (watched[step], step))  # of equally good ones the latest
+    assert result["best"] == {"step": best, "accuracy": watched[best]}
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == best
+    count = sum(p.numel() for p in parameters(tmp_path / "last.pt").values())
+    assert result["parameters"] == header["parameters"] == count
+
+
+def test_same_seed_same_run(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert main(lstm(tmp_path / name, seed=seed)) == 0
+    assert same_parameters(tmp_path / "a" / "last.pt", tmp_path / "b" / "last.pt")
+    assert not same_parameters(tmp_path / "a" / "last.pt", tmp_path / "c" / "last.pt")
+
+
+def test_learns(tmp_path, monkeypatch):
+    """The 88 applications of one function are learnt by heart: gradients, optimiser and accuracies are connected."""
+    splits = {"train": "basic", "validation": dict.fromkeys(("iid", "ood"), "basic"), "test": {"ood": "basic"}}
+    monkeypatch.setitem(TASKS, "ctl", {**TASKS["ctl"], **splits})
+    settings = {"d_model": 64, "dropout": 0.0, "lr": 1e-2, "batch_size": 88, "steps": 120, "eval_every": 40}
+    result = train.run("ctl", "lstm", output=tmp_path, figures=False, **settings)
+    evaluations = [e for e in log.read(tmp_path / "log.jsonl") if e["event"] == "evaluation"]
+    assert evaluations[0]["train"]["loss"] < 2.2  # chance is log 8 = 2.08
+    assert evaluations[-1]["train"]["loss"] < 0.1 and evaluations[-1]["train"]["accuracy"] > 0.95
+    assert result["test"]["last"]["ood"]["accuracy"] > 0.95
+    assert result["best"]["accuracy"] > 0.95 and result["best"]["step"] > 40
+
+
+@pytest.mark.parametrize(
+    "task, model, expected",
+    [("ctl", "ndr", {"curves", "attention", "gate"}), ("ctl", "act-transformer", {"curves", "attention", "halting"})],
+)
+def test_figures(task, model, expected, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main(command(task, model, tmp_path, {**TINY, **TINY_ENCODER, "steps": 2})) == 0
+    for name in expected:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()[:400]
+    assert {p.stem for p in tmp_path.glob("*.svg")} == expected
+
+
+@pytest.mark.parametrize("precision", ["amp", "bf16"])
+def test_mixed_precision_on_the_cpu(precision, tmp_path):
+    settings = {**TINY, **TINY_ENCODER, "precision": precision}
+    assert main(command("ctl", "transformer", tmp_path, settings, "--no-figures")) == 0
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert all(v.dtype == torch.float32 for v in state["model"].values())
+    assert bool(state["step_state"]["scaler"]) == (precision == "amp")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ctl", "--model", "lstn"], "no preset 'lstn'; known: lstm, bi-lstm"),
+        (["ctl", "--model", "lstn"], "did you mean 'lstm'?"),
+        (["ctl", "--model", "dnc"], "not available yet"),
+        (["ctl"], "--model is needed, one of lstm"),
+        (["ctl", "--model", "lstm", "--lr", "-1"], "lr must be a number above 0, got -1.0"),
+        (["ctl", "--model", "lstm", "--lr", "nan"], "lr must be a number above 0, got nan"),
+        (["ctl", "--model", "lstm", "--dropout", "1.5"], "dropout must be a number in [0, 1), got 1.5"),
+        (["ctl", "--model", "lstm", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+        (["ctl", "--model", "lstm", "--nhead", "4"], "preset 'lstm' has no setting 'nhead'"),
+        (["ctl", "--model", "transformer", "--nhead", "3"], "d_model = 128 is no multiple of nhead = 3"),
+        (["ctl", "--model", "bi-lstm", "--d-model", "7"], "must be even"),
+        (["ctl", "--model", "lstm", "--schedule", "noam"], "needs warmup"),
+        (["ctl", "--model", "lstm", "--direction", "sideways"], "direction must be one of forward, backward"),
+        (["ctl", "--model", "lstm", "--device", "nonsense"], "device 'nonsense' cannot be used"),
+        (["ctl", "--model", "lstm", "--device", "meta"], "device must be cpu or cuda"),
+        (["ctl", "--model", "lstm", "--time-limit", "0"], "time_limit must be above 0"),
+        (["ctl", "--model", "lstm", "--checkpoint-every", "0"], "checkpoint_every must be"),
+        (["ctl", "--model", "ndr", "--cuda-graphs"], "needs a CUDA device"),
+        (["ctl", "--model", "lstm", "--cuda-graphs"], "is for encoders"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, tmp_path, capsys):
+    if "--output" not in arguments:
+        arguments = [*arguments, "--output", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nope"], "invalid choice: 'nope'"),
+        ([], "required"),
+        (["ctl", "--model", "lstm", "--lr", "fast"], "--lr: must be a number above 0, got 'fast'"),
+        (["ctl", "--model", "lstm", "--bucketed", "perhaps"], "must be yes or no"),
+        (["scan", "--model", "transformer", "--direction", "forward"], "unrecognized arguments"),
+        (["ctl", "--model", "ndr", "--compile", "--cuda-graphs"], "not allowed with"),
+    ],
+)
+def test_arguments_that_the_parser_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_used(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(lstm(tmp_path / "file")) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_unknown_settings_from_python():
+    with pytest.raises(train.SettingsError, match="no setting 'learning_rate'"):
+        train.run("ctl", "lstm", learning_rate=1)
+    with pytest.raises(train.SettingsError, match=r"no task 'ctll'.*did you mean 'ctl'"):
+        train.run("ctll", "lstm")
+
+
+def test_divergence_is_an_error_with_a_message(tmp_path, capsys):
+    arguments = command("ctl", "lstm", tmp_path, {**TINY, "lr": 1e38, "steps": 20}, "--no-figures")
+    assert main(arguments) == 1
+    assert "no longer finite" in capsys.readouterr().err
+    assert log.read(tmp_path / "log.jsonl")[-1]["event"] == "diverged"
+
+
+def test_list_shows_every_preset(capsys):
+    for task, presets in train.PRESETS.items():
+        assert main([task, "--list"]) == 0
+        printed = capsys.readouterr().out
+        for name in presets:
+            assert f"{task} {name}\n" in printed
+    assert "not available yet" not in printed
+    assert main(["ctl", "--model", "ndr", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "lr                  0.00015" in printed and "transformer" not in printed
