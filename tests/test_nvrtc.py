@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,31 +33,10 @@ def nvrtc():
         pytest.skip(str(error))
 
 
-def _launch_everything():
-    """Calls that together launch every instantiation of every kernel; a test below proves it."""
-    halves = [(t, w) for t in (torch.bfloat16, torch.float16) for w in (t, torch.float32)]
-    plain = [(torch.float64, "ieee"), *((torch.float32, p) for p in ("ieee", "tf32", "tf32x3"))]
-    cases = [(t, w, "ieee") for t, w in halves] + [(t, t, p) for t, p in plain]
-    ops.route(torch.zeros(64, 2, dtype=torch.int64), 3000)  # two passes
-    # 1408 routes and 3072 columns: enough of both for large tiles, many column tiles and several segments
-    for tokens, width in ((7, 5), (1408, 3072)):
-        route = ops.route(torch.zeros(tokens, 1, dtype=torch.int64), 1)
-        for dtype, w_dtype, precision in cases:
-            x = torch.zeros(tokens, 8, dtype=dtype, requires_grad=True)
-            gate = torch.ones(tokens, 1, requires_grad=True)
-            for shape, swap in (((1, 8, width), False), ((1, width, 8), True)):
-                w = torch.zeros(shape, dtype=w_dtype, requires_grad=True)
-                y = ops.cvmm(x, route, w.transpose(1, 2) if swap else w, gate=gate, reduce=True, precision=precision)
-                y.sum().backward()
-            hidden = torch.zeros(tokens, 1, width, dtype=dtype, requires_grad=True)
-            w = torch.zeros(1, width, 8, dtype=w_dtype)
-            ops.cvmm(hidden, route, w, gate=gate, reduce=True, precision=precision).sum().backward()
-
-
 @pytest.fixture(scope="module")
 def kernels(by_name):
-    """Every kernel: (kernel, arguments, bytes, alignment)."""
-    return sorted(set(by_name.dry_run(_launch_everything)))
+    """Every instantiation of every kernel that a launcher names: (kernel, arguments, bytes, alignment)."""
+    return sorted(by_name.kernels())
 
 
 def _by_file(kernels):
@@ -71,37 +49,62 @@ def _by_file(kernels):
 # ---- the kernels
 
 
-def test_every_instantiation_is_enumerated(by_name, kernels):
-    """The traits of every launch leave their type information in the compiled file."""
-    names = subprocess.run([shutil.which("nm"), "-C", by_name.__file__], capture_output=True, text=True, check=True)
-    built = set(re.findall(r"typeinfo for (sysgen::\w+Product<.+>)$", names.stdout, re.M))
-    called = {m.group(1) for k in kernels if (m := re.search(r"_kernel<(sysgen::\w+Product<.+>)>$", k[0]))}
-    assert len(built) > 20 and called == built
-    defined = {n for f in CSRC.glob("*/*_kernels.cuh") for n in re.findall(r"\b(\w+_kernel)\(", f.read_text())}
+def test_every_kernel_is_known(by_name, kernels):
+    """Those of the files, each once, and whatever a call launches."""
+    assert len(kernels) == len(set(kernels)) > 20
+    defined = {n for f in CSRC.glob("*/*.cuh") for n in re.findall(r"__global__[^;{]*?\b(\w+)\(const", f.read_text())}
     assert {re.match(r"sysgen::(\w+)", k[0]).group(1) for k in kernels} == defined
 
+    def call():
+        route = ops.route(torch.zeros(7, 1, dtype=torch.int64), 1)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            x, w = torch.zeros(7, 8, dtype=dtype), torch.zeros(1, 8, 5, dtype=dtype, requires_grad=True)
+            ops.cvmm(x, route, w).sum().backward()
 
-def test_every_kernel_compiles(nvrtc, kernels):
-    """Names resolve, and NVRTC sees arguments of the same size and alignment as g++."""
+    launched = set(by_name.dry_run(call))
+    assert len(launched) > 8 and launched <= set(kernels)
+
+
+class NoSpills(_nvrtc.Nvrtc):
+    """For which a kernel that spills registers is an error."""
+
+    def options(self, arch):
+        return [*super().options(arch), "--ptxas-options=--warn-on-spills", "--ptxas-options=--warning-as-error"]
+
+
+def test_every_kernel_compiles_to_machine_code(nvrtc, kernels):
+    """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers.
+
+    One program holds all kernels of a file.
+    """
+    compiler = NoSpills()
 
     def check(job):
-        arch, group = job
-        image, symbols = nvrtc.compile(_nvrtc.program(group), [k[0] for k in group], arch)
-        assert len(set(symbols)) == len(group)
+        group, arch = job
+        image, symbols = compiler.compile(_nvrtc.program(group), [k[0] for k in group], arch)
+        assert len(set(symbols)) == len(group) and image.startswith(b"\x7fELF")
         for symbol in symbols:
-            assert f".entry {symbol}(".encode() in image
-        return True
+            assert f"\0.text.{symbol}\0".encode() in image
+        return len(symbols)
 
-    jobs = [(arch, group) for arch in ("compute_80", "compute_90") for group in _by_file(kernels).values()]
+    groups = sorted(_by_file(kernels).values(), key=len, reverse=True)  # the longest compilation must not come last
+    jobs = [(group, arch) for group in groups for arch in ("sm_80", "sm_90")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        assert all(pool.map(check, jobs))
+        assert sum(pool.map(check, jobs)) == 2 * len(kernels)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_one_kernel_of_each_file_compiles_to_machine_code(nvrtc, kernels, arch):
-    for group in _by_file(kernels).values():
-        image, (symbol,) = nvrtc.compile(_nvrtc.program(group[-1:]), [group[-1][0]], arch)
-        assert image.startswith(b"\x7fELF") and symbol.encode() in image
+def test_spilled_registers_are_found(nvrtc):
+    """64 registers a thread do not hold 128 values."""
+    kernel = """extern "C" __global__ void __launch_bounds__(1024) spilling(float* p) {
+      float v[128];
+      #pragma unroll
+      for (int i = 0; i < 128; ++i) v[i] = p[i * 1024 + threadIdx.x];
+      __syncthreads();
+      #pragma unroll
+      for (int i = 0; i < 128; ++i) p[threadIdx.x * 128 + (i * 37 + 5) % 128] = v[i] * v[127 - i];
+    }"""
+    with pytest.raises(RuntimeError, match="Registers are spilled to local memory in function 'spilling'"):
+        NoSpills().compile(kernel, ["spilling"], "sm_80")
 
 
 def _members(struct):
@@ -308,7 +311,7 @@ def test_without_a_driver_the_error_says_so(by_name):
 @pytest.mark.skipif(core.cuda_route != "nvrtc", reason="the installed core has kernels compiled by nvcc")
 def test_the_installed_core_launches_by_name(kernels):
     assert core.cuda_archs is None and core.cuda_version is None
-    assert core.dry_run(lambda: None) == []
+    assert core.dry_run(lambda: None) == [] and sorted(core.kernels()) == kernels
     assert not subprocess.run(["nm", "-D", "-u", core.__file__], capture_output=True, text=True).stdout.count(" cu")
 
 

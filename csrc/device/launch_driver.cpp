@@ -140,6 +140,11 @@ Compiler& compiler() {
   return *held;
 }
 
+std::vector<KernelId>& all_kernels() {  // they are added before this file's own variables exist
+  static std::vector<KernelId> all;
+  return all;
+}
+
 thread_local DryRun* dry_run = nullptr;
 
 Handle compile(const Api& api, const KernelId& id, int device) {
@@ -173,6 +178,16 @@ Handle function_of(const Api& api, const KernelId& id, int device) {
 }  // namespace
 
 void set_compiler(Compiler c) { compiler() = std::move(c); }
+
+bool add_kernel(const KernelId& id) {
+  all_kernels().push_back(id);
+  return true;
+}
+std::vector<KernelSource> kernels() {
+  std::vector<KernelSource> sources;
+  for (const KernelId& id : all_kernels()) sources.push_back(source_of(id));
+  return sources;
+}
 
 DryRun::DryRun() { dry_run = this; }
 DryRun::~DryRun() { dry_run = nullptr; }

@@ -2,6 +2,7 @@
 // kernel only by its name; a compiler that Python registers (sysgen/_nvrtc.py) turns the name into code at
 // the first launch, and the driver starts it. Nothing here is linked to CUDA.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -33,6 +34,13 @@ class DeviceGuard {
 
 namespace driver {
 
+// A kernel's name as a template argument.
+template <size_t kSize>
+struct KernelName {
+  char text[kSize];
+  constexpr KernelName(const char (&name)[kSize]) { std::copy_n(name, kSize, text); }
+};
+
 // One kernel, with its template argument if it has one, and its only parameter. All of it is static.
 struct KernelId {
   const char* name;
@@ -63,24 +71,36 @@ class DryRun {
 
 void launch(const KernelId& id, const LaunchConfig& config, void* stream, const void* arguments);
 
+// Every kernel that a launcher of this library names, launched or not.
+std::vector<KernelSource> kernels();
+bool add_kernel(const KernelId& id);
+
+template <KernelName kName, class Traits, class Args>
+struct Kernel {
+  static KernelId id() {
+    const std::type_info* traits = std::is_void_v<Traits> ? nullptr : &typeid(Traits);
+    return {kName.text, traits, &typeid(Args), sizeof(Args), alignof(Args)};
+  }
+  static inline const bool added = add_kernel(id());  // when the library is loaded
+};
+
 }  // namespace driver
 
-template <class Kernel, class Args>
-void launch(const char* name, const std::type_info* traits, const LaunchConfig& config, void* stream,
-            const Args& args) {
-  static_assert(std::is_same_v<Kernel, void (*)(Args)>, "the kernel takes these arguments, by value");
+template <driver::KernelName kName, class Traits, class Function, class Args>
+void launch(const LaunchConfig& config, void* stream, const Args& args) {
+  static_assert(std::string_view(kName.text).find('<') == std::string_view::npos,
+                "a template is launched by SYSGEN_LAUNCH_TEMPLATE");
+  static_assert(std::is_same_v<Function, void (*)(Args)>, "the kernel takes these arguments, by value");
   static_assert(std::is_trivially_copyable_v<Args>, "the driver copies the arguments byte by byte");
-  driver::launch({name, traits, &typeid(Args), sizeof(Args), alignof(Args)}, config, stream, &args);
+  using Kernel = driver::Kernel<kName, Traits, Args>;
+  static_cast<void>(Kernel::added);
+  driver::launch(Kernel::id(), config, stream, &args);
 }
 
 }  // namespace sysgen
 
 // decltype declares the kernel, but compiles nothing of it.
-#define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS)                              \
-  ([&] {                                                                         \
-    static_assert(std::string_view(#KERNEL).find('<') == std::string_view::npos, \
-                  "a template is launched by SYSGEN_LAUNCH_TEMPLATE");           \
-    ::sysgen::launch<decltype(&KERNEL)>(#KERNEL, nullptr, CONFIG, STREAM, ARGS); \
-  }())
+#define SYSGEN_LAUNCH(KERNEL, CONFIG, STREAM, ARGS) \
+  ::sysgen::launch<#KERNEL, void, decltype(&KERNEL)>(CONFIG, STREAM, ARGS)
 #define SYSGEN_LAUNCH_TEMPLATE(KERNEL, TRAITS, CONFIG, STREAM, ARGS) \
-  ::sysgen::launch<decltype(&KERNEL<TRAITS>)>(#KERNEL, &typeid(TRAITS), CONFIG, STREAM, ARGS)
+  ::sysgen::launch<#KERNEL, TRAITS, decltype(&KERNEL<TRAITS>)>(CONFIG, STREAM, ARGS)

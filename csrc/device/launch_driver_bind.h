@@ -1,4 +1,4 @@
-// Python's side of launches by name: who compiles, and which kernels a call would start.
+// Python's side of launches by name: who compiles, and which kernels there are.
 #pragma once
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
@@ -19,13 +19,18 @@ inline void register_launch_driver(pybind11::module_& m) {
       return driver::KernelImage{image, entry};
     });
   });
-  m.def("dry_run", [](const py::function& call) {
+  // Kernels as (kernel, arguments, bytes, alignment): all of this library, and those that a call would
+  // launch.
+  const auto described = [](const std::vector<driver::KernelSource>& kernels) {
+    py::list list;
+    for (const auto& s : kernels) list.append(py::make_tuple(s.kernel, s.arguments, s.bytes, s.alignment));
+    return list;
+  };
+  m.def("kernels", [described] { return described(driver::kernels()); });
+  m.def("dry_run", [described](const py::function& call) {
     driver::DryRun run;
     call();
-    py::list kernels;
-    for (const auto& s : run.launches)
-      kernels.append(py::make_tuple(s.kernel, s.arguments, s.bytes, s.alignment));
-    return kernels;
+    return described(run.launches);
   });
 }
 
