@@ -155,11 +155,6 @@ class GeneratedDataset(Dataset):
         """Number of tokens of each sample, IntTensor [M]."""
         return self._lengths.int()
 
-    @property
-    def depths(self):
-        """Depth of each sample, IntTensor [M]."""
-        return self._table["depths"]
-
     def __len__(self):
         return len(self._lengths)
 
@@ -216,6 +211,11 @@ class ClassificationDataset(GeneratedDataset):
     @property
     def num_classes(self):
         return len(self.classes)
+
+    @property
+    def depths(self):
+        """Depth of each sample, IntTensor [M]."""
+        return self._table["depths"]
 
     @property
     def targets(self):
