@@ -7,6 +7,7 @@
 #include "geometric_attention/geometric_attention_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
+#include "dnc/dnc_bind.h"
 #include "tasks/tasks_bind.h"
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
@@ -35,6 +36,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_cvmm(m);
   sysgen::register_geometric_attention(m);
 #if !defined(SYSGEN_EMULATOR)
+  sysgen::register_dnc(m);
   sysgen::register_tasks(m);
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)

@@ -1,0 +1,103 @@
+// The Differentiable Neural Computer (Graves et al. 2016) with masking, de-allocation and sharpening (Csordas
+// 2023, chapter 2 and App. A) as one recurrence: LSTM controller, interface, memory.
+//
+//   T  steps    B  batch    H  width of the controller    N  cells    W  width of a cell    R  read heads
+//   I  width of the interface = W (3 + R) + 5 R + 3, + W (1 + R) if masked, + 2 R if sharpened
+//
+// Step t, state of t - 1 in, state of t out (the equations: sysgen/reference/dnc.py):
+//
+//   gates = gates_in[t] + w_hidden h + w_reads reads;   i, f, o = sigmoid, g = tanh;   c = f c + i g;   h = o
+//   tanh c xi = clamp(w_interface h + b_interface, -clip, clip), in this order:
+//        write mask W (if masked), write key W, erase W, value W, free gates R, write strength, allocation
+//        gate, write gate, read masks R W (if masked), read keys R W, read strengths R, read modes 3 R
+//        (backward, content, forward), forward sharpness R and backward sharpness R (if sharpened)
+//   then: write content, retention, usage, allocation, write weights, memory, links, precedence, forward and
+//   backward weights, read content, read weights, reads
+//
+// A sample of length n takes part in the first n steps: afterwards its state stays as it is, and h_out and
+// reads_out are 0. State, links and all else have the type of `dtype` (float32 or float64).
+//
+// Saved for backward are the gates, h_out, reads_out, and the state before every `chunk` steps. Backward
+// repeats the steps of a chunk, by the same operations in the same order and so to the same bits, and then
+// goes back through them.
+#pragma once
+#include <cstdint>
+
+#include "common/tensor_view.h"
+
+namespace sysgen {
+
+struct DncSizes {
+  DType dtype;
+  int64_t steps, batch, hidden, cells, width, reads;
+  bool masked, dealloc, sharpen;
+  bool detach_write;  // no gradient from the usage to the write weights, as released
+  double eps, clip, mask_min;
+  const int64_t* lengths;  // [B] or null
+  int64_t chunk;           // steps between two checkpoints
+
+  int64_t interface() const {
+    return width * (3 + reads) + 5 * reads + 3 + (masked ? width * (1 + reads) : 0) +
+           (sharpen ? 2 * reads : 0);
+  }
+  int64_t num_chunks() const { return (steps + chunk - 1) / chunk; }
+};
+
+// Each [B, ...], contiguous. Gradients of a state have the same layout; there a null pointer of an input
+// means zeros.
+struct DncState {
+  void* h;           // [H]
+  void* c;           // [H]
+  void* memory;      // [N, W]
+  void* usage;       // [N]
+  void* link;        // [N, N]
+  void* precedence;  // [N]
+  void* write_w;     // [N]
+  void* read_w;      // [R, N]
+  void* reads;       // [R, W]
+};
+
+// Contiguous, all of them.
+struct DncWeights {
+  const void* hidden;          // [4 H, H]; backward: its transpose
+  const void* reads;           // [4 H, R W]; backward: its transpose
+  const void* interface;       // [I, H]
+  const void* interface_t;     // backward: [H, I]
+  const void* interface_bias;  // [I]
+};
+
+struct DncFwdArgs {
+  DncSizes s;
+  DncWeights w;
+  void*
+      gates;  // [T, B, 4 H], order i, f, g, o: in: projections of the input, with bias; out: activated gates
+  DncState initial, final;
+  void* h_out;        // [T, B, H]
+  void* reads_out;    // [T, B, R, W]
+  void* checkpoints;  // [num_chunks, B, dnc_checkpoint_numel], or null
+  void* scratch;      // dnc_fwd_scratch_bytes
+  int threads;
+};
+
+struct DncBwdArgs {
+  DncSizes s;
+  DncWeights w;
+  const void *gates, *h_out, *reads_out, *checkpoints;  // as forward left them
+  const void *dh_out, *dreads_out;                      // like h_out, reads_out; null: zeros
+  DncState dfinal;
+  void* dgates;      // [T, B, 4 H]: gradient of gates_in
+  void* dinterface;  // [T, B, I]: gradient of w_interface h + b_interface
+  DncState dinitial;
+  void* scratch;  // dnc_bwd_scratch_bytes
+  int threads;
+};
+
+// Rows in a checkpoint are padded to whole vectors.
+int dnc_vector_bytes();
+int64_t dnc_checkpoint_numel(const DncSizes& s);
+int64_t dnc_fwd_cpu_scratch_bytes(const DncSizes& s, int threads);
+int64_t dnc_bwd_cpu_scratch_bytes(const DncSizes& s, int threads);
+void dnc_fwd_cpu(const DncFwdArgs& args);
+void dnc_bwd_cpu(const DncBwdArgs& args);
+
+}  // namespace sysgen

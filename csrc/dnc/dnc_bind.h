@@ -1,0 +1,178 @@
+// Python entry points of the DNC's recurrence: argument checks, then the host function.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/run.h"
+#include "common/tensor_caster.h"
+#include "dnc/dnc.h"
+
+namespace sysgen {
+
+struct DncOptions {  // in the order of the Python arguments
+  bool masked, dealloc, sharpen, detach_write;
+  double eps, clip, mask_min;
+  int64_t chunk;
+};
+
+using StateViews = std::vector<std::optional<TensorView>>;
+
+inline void* check_tensor(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
+                          std::initializer_list<int64_t> shape, const TensorView& first) {
+  if (!t) return nullptr;
+  check_dtype(op, name, *t, {dtype});
+  check_shape(op, name, *t, shape);
+  check_contiguous(op, name, *t);
+  check_device(op, name, *t, first);
+  return t->data;
+}
+
+// h, c, memory, usage, link, precedence, write_w, read_w, reads; None where a gradient is zero.
+inline DncState check_state(const char* op, const StateViews& t, const DncSizes& s, const TensorView& first) {
+  if (t.size() != 9) throw ValueError(cat(op, ": a state has 9 tensors, got ", t.size()));
+  const auto get = [&](int i, const char* name, std::initializer_list<int64_t> shape) {
+    return check_tensor(op, name, t[i], s.dtype, shape, first);
+  };
+  return {get(0, "state.hidden", {s.batch, s.hidden}),
+          get(1, "state.cell", {s.batch, s.hidden}),
+          get(2, "state.memory", {s.batch, s.cells, s.width}),
+          get(3, "state.usage", {s.batch, s.cells}),
+          get(4, "state.link", {s.batch, s.cells, s.cells}),
+          get(5, "state.precedence", {s.batch, s.cells}),
+          get(6, "state.write_weights", {s.batch, s.cells}),
+          get(7, "state.read_weights", {s.batch, s.reads, s.cells}),
+          get(8, "state.reads", {s.batch, s.reads, s.width})};
+}
+
+// Sizes from gates [T, B, 4 H] and the reads' output [T, B, R, W]; the number of cells is an argument.
+inline DncSizes dnc_sizes(const char* op, const TensorView& gates, const TensorView& reads, int64_t cells,
+                          const std::optional<TensorView>& lengths, const DncOptions& o) {
+  check_dtype(op, "gates", gates, {DType::f64, DType::f32});
+  check(gates.ndim == 3 && gates.shape[2] % 4 == 0, op, ": gates must have shape [T, B, 4 H], got ",
+        shape_of(gates));
+  check(reads.ndim == 4, op, ": reads must have shape [T, B, R, W], got ", shape_of(reads));
+  check(o.chunk >= 1, op, ": checkpoint_every must be at least 1, got ", o.chunk);
+  DncSizes s{};
+  s.dtype = gates.dtype;
+  s.steps = gates.shape[0];
+  s.batch = gates.shape[1];
+  s.hidden = gates.shape[2] / 4;
+  s.cells = cells;
+  s.reads = reads.shape[2];
+  s.width = reads.shape[3];
+  check(s.cells >= 1 && s.reads >= 1 && s.width >= 1 && s.hidden >= 1, op,
+        ": needs at least one cell, read head, word and hidden unit, got ", s.cells, ", ", s.reads, ", ",
+        s.width, ", ", s.hidden);
+  check(s.cells <= INT32_MAX, op, ": at most 2^31 - 1 cells, got ", s.cells);
+  s.masked = o.masked;
+  s.dealloc = o.dealloc;
+  s.sharpen = o.sharpen;
+  s.detach_write = o.detach_write;
+  s.eps = o.eps;
+  s.clip = o.clip;
+  s.mask_min = o.mask_min;
+  s.chunk = o.chunk;
+  if (lengths) {
+    check_dtype(op, "lengths", *lengths, {DType::i64});
+    check_shape(op, "lengths", *lengths, {s.batch});
+    check_contiguous(op, "lengths", *lengths);
+    check_device(op, "lengths", *lengths, gates);
+    s.lengths = static_cast<const int64_t*>(lengths->data);
+  }
+  return s;
+}
+
+// Threads share samples; below some 20 us of work a thread more does not pay.
+inline int dnc_threads(const DncSizes& s, int threads) {
+  const int64_t products =
+      s.steps * s.batch *
+      (s.cells * s.cells * (1 + 2 * s.reads) + 4 * s.hidden * (s.hidden + s.reads * s.width) +
+       s.interface() * s.hidden + s.cells * s.width * (3 + 3 * s.reads));
+  const int64_t useful = std::min<int64_t>({threads, s.batch, 1 + products / 100000});
+  return static_cast<int>(std::max<int64_t>(1, useful));
+}
+
+inline void register_dnc(pybind11::module_& m) {
+  namespace py = pybind11;
+  using T = const TensorView&;
+  using M = const std::optional<TensorView>&;
+  using S = const StateViews&;
+  py::class_<DncOptions>(m, "DncOptions")
+      .def(py::init([](bool masked, bool dealloc, bool sharpen, bool detach_write, double eps, double clip,
+                       double mask_min, int64_t chunk) {
+        return DncOptions{masked, dealloc, sharpen, detach_write, eps, clip, mask_min, chunk};
+      }));
+  m.def("dnc_vector_bytes", &dnc_vector_bytes);
+  m.def("dnc_sequence_scratch_bytes",
+        [](T gates, T reads, int64_t cells, const DncOptions& o, bool backward, int threads) {
+          const DncSizes s = dnc_sizes("dnc_sequence", gates, reads, cells, std::nullopt, o);
+          const int use = dnc_threads(s, threads);
+          return backward ? dnc_bwd_cpu_scratch_bytes(s, use) : dnc_fwd_cpu_scratch_bytes(s, use);
+        });
+  m.def("dnc_sequence_fwd", [](T gates, T w_hidden, T w_reads, T w_interface, T b_interface, M lengths,
+                               S initial, S final, T h_out, T reads_out, M checkpoints, T scratch,
+                               int64_t cells, const DncOptions& o, int threads) {
+    const char* op = "dnc_sequence";
+    DncFwdArgs a{};
+    a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
+    const DncSizes& s = a.s;
+    const int64_t words = s.reads * s.width, size = s.interface();
+    a.w.hidden = check_tensor(op, "weight_hidden", w_hidden, s.dtype, {4 * s.hidden, s.hidden}, gates);
+    a.w.reads = check_tensor(op, "weight_reads", w_reads, s.dtype, {4 * s.hidden, words}, gates);
+    a.w.interface = check_tensor(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
+    a.w.interface_bias = check_tensor(op, "bias_interface", b_interface, s.dtype, {size}, gates);
+    a.gates = check_tensor(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.initial = check_state(op, initial, s, gates);
+    a.final = check_state(op, final, s, gates);
+    a.h_out = check_tensor(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.reads_out = check_tensor(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+    if (!runs_on_cpu(gates)) no_device(op, gates);
+    a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
+                                 {s.num_chunks(), s.batch, dnc_checkpoint_numel(s)}, gates);
+    a.threads = dnc_threads(s, threads);
+    check(scratch.numel() * size_of(scratch.dtype) >= dnc_fwd_cpu_scratch_bytes(s, a.threads), op,
+          ": scratch too small");
+    a.scratch = scratch.data;
+    py::gil_scoped_release release;
+    dnc_fwd_cpu(a);
+  });
+  m.def("dnc_sequence_bwd", [](T gates, T w_hidden_t, T w_reads_t, T w_interface, T w_interface_t,
+                               T b_interface, M lengths, T h_out, T reads_out, T checkpoints, M dh_out,
+                               M dreads_out, S dfinal, T dgates, T dinterface, S dinitial, T scratch,
+                               int64_t cells, const DncOptions& o, int threads) {
+    const char* op = "dnc_sequence_bwd";
+    DncBwdArgs a{};
+    a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
+    const DncSizes& s = a.s;
+    const int64_t words = s.reads * s.width, size = s.interface();
+    a.w.hidden = check_tensor(op, "weight_hidden^T", w_hidden_t, s.dtype, {s.hidden, 4 * s.hidden}, gates);
+    a.w.reads = check_tensor(op, "weight_reads^T", w_reads_t, s.dtype, {words, 4 * s.hidden}, gates);
+    a.w.interface = check_tensor(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
+    a.w.interface_t = check_tensor(op, "weight_interface^T", w_interface_t, s.dtype, {s.hidden, size}, gates);
+    a.w.interface_bias = check_tensor(op, "bias_interface", b_interface, s.dtype, {size}, gates);
+    a.gates = check_tensor(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.h_out = check_tensor(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.reads_out = check_tensor(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+    a.dh_out = check_tensor(op, "dhidden", dh_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.dreads_out =
+        check_tensor(op, "dreads", dreads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+    a.dfinal = check_state(op, dfinal, s, gates);
+    a.dgates = check_tensor(op, "dgates", dgates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.dinterface = check_tensor(op, "dinterface", dinterface, s.dtype, {s.steps, s.batch, size}, gates);
+    a.dinitial = check_state(op, dinitial, s, gates);
+    if (!runs_on_cpu(gates)) no_device(op, gates);
+    a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
+                                 {s.num_chunks(), s.batch, dnc_checkpoint_numel(s)}, gates);
+    a.threads = dnc_threads(s, threads);
+    check(scratch.numel() * size_of(scratch.dtype) >= dnc_bwd_cpu_scratch_bytes(s, a.threads), op,
+          ": scratch too small");
+    a.scratch = scratch.data;
+    py::gil_scoped_release release;
+    dnc_bwd_cpu(a);
+  });
+}
+
+}  // namespace sysgen

@@ -1,0 +1,143 @@
+// Where everything lies: the interface vector, the state of one sample, and what one step leaves for its
+// backward.
+#pragma once
+#include "dnc/dnc.h"
+#include "dnc/dnc_cpu_math.h"
+
+namespace sysgen::SYSGEN_ISA {
+namespace {
+
+template <class A>
+inline int64_t padded(int64_t n) {
+  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+// Offsets into the interface vector; -1: absent.
+struct Interface {
+  int64_t write_mask = -1, write_key, erase, value, free, write_strength, allocation_gate, write_gate;
+  int64_t read_mask = -1, read_key, read_strength, mode, sharp_forward = -1, sharp_backward = -1, size;
+
+  explicit Interface(const DncSizes& s) {
+    int64_t at = 0;
+    const auto take = [&](int64_t n) {
+      const int64_t from = at;
+      at += n;
+      return from;
+    };
+    if (s.masked) write_mask = take(s.width);
+    write_key = take(s.width);
+    erase = take(s.width);
+    value = take(s.width);
+    free = take(s.reads);
+    write_strength = take(1);
+    allocation_gate = take(1);
+    write_gate = take(1);
+    if (s.masked) read_mask = take(s.reads * s.width);
+    read_key = take(s.reads * s.width);
+    read_strength = take(s.reads);
+    mode = take(3 * s.reads);
+    if (s.sharpen) {
+      sharp_forward = take(s.reads);
+      sharp_backward = take(s.reads);
+    }
+    size = at;
+  }
+};
+
+// Hands out pieces of one buffer, each of whole vectors; with a null buffer it only counts.
+template <class A>
+struct Carver {
+  A* at;
+  int64_t used = 0;
+  A* take(int64_t n) {
+    A* const from = at ? at + used : nullptr;
+    used += padded<A>(n);
+    return from;
+  }
+};
+
+// Rows over cells have `cells` entries padded to `n`. The memory lies transposed, [W][n]: one lane, one cell.
+template <class A>
+struct State {
+  A *memory, *link, *usage, *precedence, *write_w, *read_w, *reads, *h, *c;
+
+  State(Carver<A>& carver, const DncSizes& s) {
+    const int64_t n = padded<A>(s.cells);
+    memory = carver.take(s.width * n);
+    link = carver.take(s.cells * n);
+    usage = carver.take(n);
+    precedence = carver.take(n);
+    write_w = carver.take(n);
+    read_w = carver.take(s.reads * n);
+    reads = carver.take(s.reads * s.width);
+    h = carver.take(s.hidden);
+    c = carver.take(s.hidden);
+  }
+  static int64_t numel(const DncSizes& s) {
+    Carver<A> count{nullptr};
+    State measured(count, s);
+    return count.used;
+  }
+};
+
+// One side of content addressing (write: one head; read: R heads): activated inputs and what backward needs.
+template <class A>
+struct Content {
+  A *mask, *key, *square, *product;  // [heads][W]: mask, key, mask^2 (1 without), mask^2 key
+  A *strength, *key_norm;            // [heads]
+  A *dot, *norm, *weight;            // [heads][n]: <mask^2 key, cell>, |mask cell|, the softmax
+
+  Content(Carver<A>& carver, const DncSizes& s, int64_t heads) {
+    const int64_t n = padded<A>(s.cells), words = heads * s.width;
+    mask = carver.take(words);
+    key = carver.take(words);
+    square = carver.take(words);
+    product = carver.take(words);
+    strength = carver.take(heads);
+    key_norm = carver.take(heads);
+    dot = carver.take(heads * n);
+    norm = carver.take(heads * n);
+    weight = carver.take(heads * n);
+  }
+};
+
+// What one step computes on its way.
+template <class A>
+struct Step {
+  A* xi;                              // [I], not clamped
+  A *erase, *value, *free, *mode;     // activated
+  A* gates;                           // allocation gate, write gate
+  A *sharp_forward, *sharp_backward;  // [R]
+  A *retention, *allocation;          // [n]
+  int32_t* order;                     // [cells]: ascending usage
+  A *forward_d, *backward_d;          // [R][n]: projections
+  A *forward_w, *backward_w;          // [R][n]: the weights after sharpening (the projections without it)
+  Content<A> write, read;
+
+  Step(Carver<A>& carver, const DncSizes& s, int64_t interface_size)
+      : xi(carver.take(interface_size)),
+        erase(carver.take(s.width)),
+        value(carver.take(s.width)),
+        free(carver.take(s.reads)),
+        mode(carver.take(3 * s.reads)),
+        gates(carver.take(2)),
+        sharp_forward(carver.take(s.reads)),
+        sharp_backward(carver.take(s.reads)),
+        retention(carver.take(padded<A>(s.cells))),
+        allocation(carver.take(padded<A>(s.cells))),
+        order(reinterpret_cast<int32_t*>(carver.take(s.cells))),
+        forward_d(carver.take(s.reads * padded<A>(s.cells))),
+        backward_d(carver.take(s.reads * padded<A>(s.cells))),
+        forward_w(s.sharpen ? carver.take(s.reads * padded<A>(s.cells)) : forward_d),
+        backward_w(s.sharpen ? carver.take(s.reads * padded<A>(s.cells)) : backward_d),
+        write(carver, s, 1),
+        read(carver, s, s.reads) {}
+  static int64_t numel(const DncSizes& s, int64_t interface_size) {
+    Carver<A> count{nullptr};
+    Step measured(count, s, interface_size);
+    return count.used;
+  }
+};
+
+}  // namespace
+}  // namespace sysgen::SYSGEN_ISA
