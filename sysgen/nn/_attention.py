@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _checks, maps
+from ._dropout import dropout
 
 
 class MultiheadBase(nn.Module):
@@ -99,7 +100,7 @@ class MultiheadBase(nn.Module):
         return *(t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v)), extra
 
     def _drop(self, t):
-        return F.dropout(t, self.dropout) if self.training and self.dropout > 0 else t
+        return dropout(t, self.dropout, self.training)
 
     def _to_batch(self, t, batched):
         if not batched:

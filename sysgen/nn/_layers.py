@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _checks
+from ._dropout import dropout, dropout_
 from .geometric_attention import GeometricMultiheadAttention
 from .relative_attention import RelativeMultiheadAttention
 from .softmax_attention import SoftmaxMultiheadAttention
@@ -20,8 +21,11 @@ def self_attention(kind, d_model, nhead, dropout, **kwargs):
     return RelativeMultiheadAttention(d_model, nhead, dropout, absolute_gate=kind == "abs_rel", **kwargs)
 
 
-def drop(layer, t, p):
-    return F.dropout(t, p) if layer.training and p > 0 else t
+def hidden(layer, linear, x, p):
+    """``dropout(activation(linear(x)))``. Factors ≥ 0 commute with relu, and so need no memory of their own."""
+    if layer.activation == "relu":
+        return dropout_(linear(x), p, layer.training).relu_()
+    return dropout(ACTIVATIONS[layer.activation](linear(x)), p, layer.training)
 
 
 def reset_feedforward(linear1, linear2, activation):

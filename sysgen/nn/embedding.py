@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _checks
+from ._dropout import dropout
 from .positions import sinusoidal_positions
 
 # The initial values that belong to a scaling, and the factors of the embedding and of the positions.
@@ -67,7 +68,7 @@ class Embedding(nn.Module):
             return x
         pe = sinusoidal_positions(offset, offset + tokens.shape[-1], self.d_model, x.device, x.dtype)
         x = torch.add(x, pe, alpha=of_position(self.d_model))
-        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        return dropout(x, self.dropout, self.training)
 
     def extra_repr(self):
         return (

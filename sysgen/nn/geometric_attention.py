@@ -101,9 +101,9 @@ class GeometricMultiheadAttention(MultiheadBase):
 
     def attend(self, q, k, v, extra, masks, need_weights):
         if self.dropout_on == "key":
-            k = self._drop(k)
+            k = self._drop(k.transpose(1, 2)).transpose(1, 2)  # in the order of memory
         else:
-            q = self._drop(q)
+            q = self._drop(q.transpose(1, 2)).transpose(1, 2)
         direction = None
         if self.direction is not None:  # [B, L, 2H + fill] -> [B, H, L, 2]
             direction = extra[..., : 2 * self.num_heads].unflatten(-1, (self.num_heads, 2)).transpose(1, 2)

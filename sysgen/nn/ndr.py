@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from . import _checks, maps
-from ._layers import ACTIVATIONS, check_layer, drop, self_attention
+from ._dropout import add_dropped
+from ._layers import check_layer, hidden, self_attention
 
 UPDATES = ("norm", "tanh", "residual_norm")
 
@@ -107,21 +108,19 @@ class NDREncoderLayer(nn.Module):
         """Masks as in :class:`GeometricMultiheadAttention`; padded columns are computed and mean nothing."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
         attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
-        a = self.norm1(src + drop(self, attended, self.dropout))
-        u = self.linear2(self._hidden(self.linear1(a)))
+        a = self.norm1(add_dropped(src, attended, self.dropout, self.training))
+        u = self.linear2(hidden(self, self.linear1, a, self.feedforward_dropout))
         if self.update == "residual_norm":
             u = u + a
         u = u.tanh() if self.norm2 is None else self.norm2(u)
-        gate = torch.sigmoid(self.gate2(self._hidden(self.gate1(a))))
+        gate = self.gate2(hidden(self, self.gate1, a, self.feedforward_dropout))
         if self.training and self.gate_dropout > 0:
             closed = torch.rand((*gate.shape[:-1], 1), device=gate.device) < self.gate_dropout
-            gate = gate.masked_fill(closed, 0)
+            gate = gate.masked_fill_(closed, -torch.inf)
+        gate = gate.sigmoid_()
         if maps.wanted():
             maps.record(self, "gate", gate)
         return torch.lerp(src, u.to(src.dtype), gate.to(src.dtype))
-
-    def _hidden(self, z):
-        return drop(self, ACTIVATIONS[self.activation](z), self.feedforward_dropout)
 
     def extra_repr(self):
         return (

@@ -112,7 +112,7 @@ class RelativeMultiheadAttention(MultiheadBase):
 
     def attend(self, q, k, v, extra, masks, need_weights):
         if self.dropout_on == "key":
-            k = self._drop(k)
+            k = self._drop(k.transpose(1, 2)).transpose(1, 2)
         scores = q @ k.mT + self._position_scores(q, k.shape[-2], extra, masks["q_offset"])
         weights = masked_softmax(scores, **masks)
         if self.dropout_on == "weight":

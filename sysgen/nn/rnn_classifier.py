@@ -2,10 +2,10 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from . import _checks, _tokens
+from ._dropout import dropout
 
 
 class RNNClassifier(nn.Module):
@@ -74,7 +74,7 @@ class RNNClassifier(nn.Module):
     def forward(self, tokens, lengths=None):
         lengths = _tokens.check("RNNClassifier", tokens, lengths)
         tokens, _ = _tokens.with_ends(tokens, lengths, self.num_tokens)
-        x = F.dropout(self.embedding(tokens), self.dropout, self.training)
+        x = dropout(self.embedding(tokens), self.dropout, self.training)
         if not self.lstm.bidirectional:  # causal, so that what follows E does not matter
             last = (lengths - 1).clamp(min=0) if self.released_readout else lengths
             state = self.lstm(x)[0][torch.arange(len(x), device=x.device), last]

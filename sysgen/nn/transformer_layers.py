@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from . import _checks
-from ._layers import ACTIVATIONS, check_layer, drop, reset_feedforward, self_attention
+from ._dropout import add_dropped
+from ._layers import check_layer, hidden, reset_feedforward, self_attention
 from .softmax_attention import SoftmaxMultiheadAttention
 
 ATTENTIONS = ("softmax", "relative", "geometric")
@@ -62,9 +63,10 @@ class TransformerEncoderLayer(nn.Module):
     def forward(self, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
         """Masks as in :class:`GeometricMultiheadAttention`."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
-        a = self.norm1(src + drop(self, self.self_attn(src, src, src, need_weights=False, **masks)[0], self.dropout))
-        hidden = drop(self, ACTIVATIONS[self.activation](self.linear1(a)), self.dropout)
-        return self.norm2(a + drop(self, self.linear2(hidden), self.dropout))
+        attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
+        a = self.norm1(add_dropped(src, attended, self.dropout, self.training))
+        u = self.linear2(hidden(self, self.linear1, a, self.dropout))
+        return self.norm2(add_dropped(a, u, self.dropout, self.training))
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
@@ -119,11 +121,11 @@ class TransformerDecoderLayer(nn.Module):
         context = tgt if past is None else torch.cat((past, tgt), dim=1)
         start = context.shape[1] - tgt.shape[1]
         attended = self.self_attn(tgt, context, context, need_weights=False, is_causal=True, q_offset=start)[0]
-        x = self.norm1(tgt + drop(self, attended, self.dropout))
+        x = self.norm1(add_dropped(tgt, attended, self.dropout, self.training))
         read = self.multihead_attn(x, memory, memory, key_padding_mask=memory_key_padding_mask, need_weights=False)[0]
-        x = self.norm2(x + drop(self, read, self.dropout))
-        hidden = drop(self, ACTIVATIONS[self.activation](self.linear1(x)), self.dropout)
-        return self.norm3(x + drop(self, self.linear2(hidden), self.dropout))
+        x = self.norm2(add_dropped(x, read, self.dropout, self.training))
+        u = self.linear2(hidden(self, self.linear1, x, self.dropout))
+        return self.norm3(add_dropped(x, u, self.dropout, self.training))
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
