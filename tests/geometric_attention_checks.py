@@ -49,7 +49,9 @@ def results_of(ops, inputs, directions=None, **options):
     names = [n for n, t in inputs.items() if t.requires_grad]
     results = dict(zip(("out", "remainder"), outputs))
     if names:
-        found = torch.autograd.grad(outputs, [inputs[n] for n in names], directions, materialize_grads=True)
+        tracked = [(y, d) for y, d in zip(outputs, directions) if y.requires_grad]
+        leaves = [inputs[n] for n in names]
+        found = torch.autograd.grad([y for y, _ in tracked], leaves, [d for _, d in tracked], materialize_grads=True)
         results.update(zip(names, found))
     return {n: t.detach() for n, t in results.items()}, directions
 
