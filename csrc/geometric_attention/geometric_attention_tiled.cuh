@@ -361,21 +361,25 @@ __device__ __forceinline__ A geometric_zero_below() {
   return sizeof(A) == 8 ? A(-750) : A(-105);
 }
 
-// Sum over the lanes before this one of each 4, nearest first, and over all 4.
+// Sum over the lanes before this one of each 4 (DOWN: after it), and over all 4.
 template <class A>
 struct GeometricPrefix {
   A before, all;
 };
-template <class A>
+template <class A, bool DOWN = false>
 __device__ __forceinline__ GeometricPrefix<A> quad_prefix(A v, int part) {
+  const int rank = DOWN ? 3 - part : part;
+  const auto from = [](A x, int step) {
+    return DOWN ? __shfl_down_sync(~0u, x, step, 4) : __shfl_up_sync(~0u, x, step, 4);
+  };
   A sum = v;
 #pragma unroll
   for (int step = 1; step < 4; step *= 2) {
-    const A other = __shfl_up_sync(~0u, sum, step, 4);
-    if (part >= step) sum += other;
+    const A other = from(sum, step);
+    if (rank >= step) sum += other;
   }
-  const A before = __shfl_up_sync(~0u, sum, 1, 4);
-  return {part ? before : A(0), __shfl_sync(~0u, sum, 3, 4)};
+  const A before = from(sum, 1);
+  return {rank ? before : A(0), __shfl_sync(~0u, sum, DOWN ? 0 : 3, 4)};
 }
 
 // ---- global to shared memory

@@ -231,21 +231,134 @@ void run_fwd(const Problem& p, const char* product, Launch launch) {
       }
 }
 
+// An expected value and what a result may be off.
+struct Sum {
+  double value = 0, bound = 0;
+  void add(double x, double error) { value += x, bound += error; }
+};
+
+// launch(args, scratch bytes wanted or null)
+template <class Bytes, class Launch>
+void run_bwd(const Problem& p, const char* product, Bytes scratch_bytes, Launch launch) {
+  const Case& c = p.c;
+  const DType acc = accumulator_of(c.dtype);
+  const double eps = unit_roundoff(acc), out_eps = unit_roundoff(c.dtype);
+  const double factor_eps = is_half(c.dtype) ? out_eps : 0, smallest = underflow(c.dtype);
+  const HeadsBuffer dq(c, c.queries), dk(c, c.keys), dv(c, c.keys);
+  const int64_t rows = c.batch * c.heads * c.queries;
+  const Buffer dbias(acc, rows * 2), dmask(acc, rows * c.keys);
+  GeometricAttentionBwdArgs a{};
+  a.s = p.scores();
+  a.dout = p.dout.view();
+  a.drem = c.rem ? p.drem.data() : nullptr;
+  a.dq = dq.view(), a.dk = dk.view(), a.dv = dv.view();
+  if (c.bias) a.dbias = dbias.data();
+  if (c.mask != Mask::none) a.dmask = dmask.data();
+  const Buffer scratch(DType::f64, (scratch_bytes(a) + 7) / 8);
+  a.scratch = scratch.data();
+  launch(a);
+
+  Comparison compare(describe(c, product));
+  // a sum of n products with the factors' errors in `bound`, rounded at the end
+  const auto check = [&](const char* tensor, int64_t i, int64_t d, double got, const Sum& s) {
+    compare.element(tensor, i, d, got, s.value,
+                    s.bound + out_eps * (std::abs(s.value) + s.bound) + (is_half(c.dtype) ? 0x1p-25 : 0));
+  };
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (int64_t h = 0; h < c.heads; ++h) {
+      std::vector<Sum> dk_sums(c.keys * c.width), dv_sums(c.keys * c.width);
+      for (int64_t i = 0; i < c.queries; ++i) {
+        const Row row = oracle_row(p, b, h, i);
+        const int64_t at = (b * c.heads + h) * c.queries + i;
+        const double terms = row.entries.size() + 8;
+        std::vector<Sum> slope(row.entries.size());  // G, then ds
+        Sum dot;
+        for (size_t n = 0; n < row.entries.size(); ++n) {
+          const Entry& e = row.entries[n];
+          for (int64_t d = 0; d < c.width; ++d) {
+            const double product = p.dout.get(b, h, i, d) * p.v.get(b, h, e.j, d);
+            slope[n].add(product, (c.width + 2) * eps * std::abs(product));
+          }
+          dot.add(e.a * slope[n].value,
+                  e.a * (std::abs(slope[n].value) * (e.a_error + terms * eps) + slope[n].bound));
+        }
+        if (!c.normalize || row.z <= 1e-12) dot = {};
+        Sum u;
+        if (c.rem) {
+          const double drem = p.drem.get(at);
+          u.add(row.rem * drem, std::abs(drem) * (row.rem_error + 2 * eps * row.rem + tiny(c.dtype)));
+        }
+        for (size_t n = row.entries.size(); n-- > 0;) {
+          const Entry& e = row.entries[n];
+          Sum g;
+          g.add(e.a * (slope[n].value - dot.value), 0);
+          g.bound =
+              std::abs(g.value) * (e.a_error + 3 * eps) + tiny(c.dtype) * (1 + std::abs(slope[n].value)) +
+              e.a * (slope[n].bound + dot.bound + eps * (std::abs(slope[n].value) + std::abs(dot.value)));
+          const double bend = e.chance * e.other * std::min(e.s_error, 1.);  // of P and 1 - P
+          slope[n].value = e.other * g.value - e.chance * u.value;
+          slope[n].bound = e.other * g.bound + std::abs(g.value) * (bend + 10 * eps * e.other) +
+                           e.chance * u.bound +
+                           std::abs(u.value) * (bend + 10 * eps * e.chance + tiny(c.dtype));
+          u.add(g.value, g.bound + terms * eps * std::abs(g.value));
+        }
+        Sum left, right;
+        std::vector<Sum> dq_sums(c.width);
+        std::vector<Sum> by_key(c.keys);
+        for (size_t n = 0; n < row.entries.size(); ++n) {
+          const Entry& e = row.entries[n];
+          const double ds = slope[n].value, error = slope[n].bound + terms * eps * std::abs(ds);
+          by_key[e.j] = slope[n];
+          if (e.left) left.add(ds, error);
+          if (e.right) right.add(ds, error);
+          for (int64_t d = 0; d < c.width; ++d) {
+            const double k = p.k.get(b, h, e.j, d), q = p.q.get(b, h, i, d), dout = p.dout.get(b, h, i, d);
+            const double ds_error = error + factor_eps * (std::abs(ds) + error) + smallest +
+                                    (c.queries + 20) * eps * std::abs(ds);
+            dq_sums[d].add(p.scale() * ds * k, p.scale() * ds_error * std::abs(k));
+            dk_sums[e.j * c.width + d].add(p.scale() * ds * q, p.scale() * ds_error * std::abs(q));
+            dv_sums[e.j * c.width + d].add(
+                e.a * dout,
+                std::abs(dout) *
+                    (e.a * (e.a_error + factor_eps * (1 + e.a_error) + (c.queries + 4) * eps) + smallest));
+          }
+        }
+        for (int64_t d = 0; d < c.width; ++d) check("dq", at, d, dq.get(b, h, i, d), dq_sums[d]);
+        if (c.bias) {
+          compare.element("dbias", at, 0, dbias.get(at * 2), left.value, left.bound);
+          compare.element("dbias", at, 1, dbias.get(at * 2 + 1), right.value, right.bound);
+        }
+        for (int64_t j = 0; j < c.keys && c.mask != Mask::none; ++j)
+          compare.element("dmask", at, j, dmask.get(at * c.keys + j), by_key[j].value, by_key[j].bound);
+      }
+      for (int64_t j = 0; j < c.keys; ++j)
+        for (int64_t d = 0; d < c.width; ++d) {
+          const int64_t at = (b * c.heads + h) * c.keys + j;
+          check("dk", at, d, dk.get(b, h, j, d), dk_sums[j * c.width + d]);
+          check("dv", at, d, dv.get(b, h, j, d), dv_sums[j * c.width + d]);
+        }
+    }
+}
+
 template <class P>
-void run_fwd_product(const Problem& p, const char* product) {
-  run_fwd(p, product, [](const GeometricAttentionFwdArgs& a) { launch_fwd<P>(a, nullptr); });
+void run_product(const Problem& p, const char* product) {
+  run_fwd(p, cat(product, " fwd").c_str(),
+          [](const GeometricAttentionFwdArgs& a) { launch_fwd<P>(a, nullptr); });
+  if constexpr (P::W % 16 == 0)
+    run_bwd(p, cat(product, " bwd").c_str(), bwd_scratch_bytes<P>,
+            [](const GeometricAttentionBwdArgs& a) { launch_bwd<P>(a, nullptr); });
 }
 
 template <class T>
 void run_small_tiles(const Problem& p) {
   if constexpr (sizeof(T) == 2) {
-    run_fwd_product<GeometricHalfProduct<T, 32, 16, 16, 1>>(p, "half 16x16");
-    run_fwd_product<GeometricHalfProduct<T, 32, 32, 16, 1>>(p, "half 32x16");
-    run_fwd_product<GeometricHalfProduct<T, 32, 48, 32, 1>>(p, "half 48x32");
+    run_product<GeometricHalfProduct<T, 32, 16, 16, 1>>(p, "half 16x16");
+    run_product<GeometricHalfProduct<T, 32, 32, 16, 1>>(p, "half 32x16");
+    run_product<GeometricHalfProduct<T, 32, 48, 32, 1>>(p, "half 48x32");
   } else {
-    run_fwd_product<GeometricSimtProduct<T, 32, 16, 8, true, 1>>(p, "simt 16x8");
-    run_fwd_product<GeometricSimtProduct<T, 16, 16, 16, false, 1>>(p, "simt global 16x16");
-    run_fwd_product<GeometricSimtProduct<T, 32, 32, 8, true, 1>>(p, "simt 32x8");
+    run_product<GeometricSimtProduct<T, 32, 16, 8, true, 1>>(p, "simt 16x8");
+    run_product<GeometricSimtProduct<T, 32, 16, 16, true, 1>>(p, "simt 16x16");
+    run_product<GeometricSimtProduct<T, 16, 32, 16, false, 1>>(p, "simt global 32x16");
   }
 }
 
@@ -255,8 +368,10 @@ void run_case(const Case& c, Random& random, bool small) {
     if (small && c.width <= 32) {
       with_geometric_type(c.dtype, [&](auto t) { run_small_tiles<decltype(t)>(p); });
     } else {
-      run_fwd(p, "dispatched",
+      run_fwd(p, "dispatched fwd",
               [](const GeometricAttentionFwdArgs& a) { geometric_attention_tiled_fwd(a, nullptr); });
+      run_bwd(p, "dispatched bwd", geometric_attention_tiled_bwd_scratch_bytes,
+              [](const GeometricAttentionBwdArgs& a) { geometric_attention_tiled_bwd(a, nullptr); });
     }
   } catch (const std::exception& e) {
     std::printf("in %s:\n", describe(c, "").c_str());
