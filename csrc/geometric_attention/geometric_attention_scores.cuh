@@ -47,10 +47,11 @@ __device__ __forceinline__ GeometricHead<A> geometric_head(const GeometricScores
           g.hidden ? g.hidden + mask : nullptr};
 }
 
-// What all keys of query i share.
-template <class A>
+// What all keys of query i share. Index: an integer that holds every distance.
+template <class A, class Index_ = i64>
 struct GeometricQuery {
-  i64 position;  // of the query among the keys; may lie outside
+  using Index = Index_;
+  Index position;  // of the query among the keys; may lie outside
   A left, right;
 };
 
@@ -59,6 +60,13 @@ __device__ __forceinline__ GeometricQuery<A> geometric_query(const GeometricScor
                                                              const GeometricHead<A>& head, i64 i) {
   const A* bias = head.bias ? head.bias + i * g.bias_stride_l : nullptr;
   return {i + g.q_offset, bias ? bias[0] : A(0), bias ? bias[1] : A(0)};
+}
+
+// The same with int for fewer than 2^30 keys: outside them all positions of one side are alike.
+template <class A>
+__device__ __forceinline__ GeometricQuery<A, int> nearby(const GeometricQuery<A>& query, i64 keys) {
+  const i64 p = query.position;
+  return {static_cast<int>(p < 0 ? -1 : p < keys ? p : keys), query.left, query.right};
 }
 
 // False for a key outside the matrix and for one that is masked as a whole: its k and v must not be read,
@@ -73,18 +81,21 @@ __device__ __forceinline__ A minus_infinity() {
 }
 
 // s[i, j] from the inner product of query i and key j (both inside), or -infinity if j takes no part.
-template <class A>
+template <class A, class Query>
 __device__ __forceinline__ A geometric_score(const GeometricScores<A>& g, const GeometricHead<A>& head,
-                                             const GeometricQuery<A>& query, i64 i, i64 j, A product) {
+                                             const Query& query, typename Query::Index i,
+                                             typename Query::Index j, A product) {
   const A none = minus_infinity<A>();
-  const i64 d = j - query.position;
+  const auto d = j - query.position;
   if ((d > 0 && g.causal) || (d == 0 && !g.include_self)) return none;
   if (head.key_mask && head.key_mask[j]) return none;
-  const i64 mask = i * g.mask_stride_l + j * g.mask_stride_s;
-  if (head.hidden && head.hidden[mask]) return none;
-  const A added = head.added ? head.added[mask] : A(0);
-  if (added == none) return none;  // also where the rest is +infinity
-  return g.scale * product + (d < 0 ? query.left : d > 0 ? query.right : A(0)) + added;
+  A s = g.scale * product + (d < 0 ? query.left : d > 0 ? query.right : A(0));
+  if (head.hidden && head.hidden[i * g.mask_stride_l + j * g.mask_stride_s]) return none;
+  if (head.added) {
+    const A added = head.added[i * g.mask_stride_l + j * g.mask_stride_s];
+    s = added == none ? none : s + added;  // also where s is +infinity
+  }
+  return s;
 }
 
 __device__ __forceinline__ float exp_of(float x) { return expf(x); }
@@ -94,6 +105,18 @@ __device__ __forceinline__ double expm1_of(double x) { return expm1(x); }
 __device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
 __device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
 
+// FAST: exponentials and quotients of the special function unit, off by 2^-22 and 2^-22 |x| of their value.
+// In logarithms of probabilities, which are off by 2^-24 of their sum anyway, that is no more than a
+// rounding.
+template <bool FAST, class A>
+__device__ __forceinline__ A exp_of(A x) {
+  if constexpr (FAST) {
+    return __expf(x);
+  } else {
+    return exp_of(x);
+  }
+}
+
 // match = log P and miss = log(1 - P) of P = sigmoid(s), exact to a few roundings of each for every s.
 // s = -infinity (takes no part): -infinity and 0. s = +infinity: 0 and -infinity.
 template <class A>
@@ -101,9 +124,17 @@ struct GeometricLogs {
   A match, miss;
 };
 
-template <class A>
+template <class A, bool FAST = false>
 __device__ __forceinline__ GeometricLogs<A> geometric_logs(A s) {
-  const A rest = log1p_of(exp_of(s < 0 ? s : -s));
+  const A small = exp_of<FAST>(s < 0 ? s : -s);
+  A rest;
+  if constexpr (FAST) {  // log(1 + e) = 2 atanh(z); what its series leaves out is below 2^-26 of it
+    const A z = __fdividef(small, 2 + small), y = z * z;
+    rest =
+        2 * z * (1 + y * (1.f / 3 + y * (1.f / 5 + y * (1.f / 7 + y * (1.f / 9 + y * (1.f / 11 + y / 13))))));
+  } else {
+    rest = log1p_of(small);
+  }
   return {(s < 0 ? s : A(0)) - rest, (s < 0 ? A(0) : -s) - rest};
 }
 
@@ -113,11 +144,16 @@ struct GeometricChances {
   A match, miss;
 };
 
-template <class A>
+template <class A, bool FAST = false>
 __device__ __forceinline__ GeometricChances<A> geometric_chances(A s) {
-  const A small = exp_of(s < 0 ? s : -s), large = A(1) / (A(1) + small);
-  if (s < 0) return {small * large, large};
-  return {large, small * large};
+  const A small = exp_of<FAST>(s < 0 ? s : -s);
+  A large;
+  if constexpr (FAST) {
+    large = __fdividef(1, 1 + small);
+  } else {
+    large = A(1) / (A(1) + small);
+  }
+  return {s < 0 ? small * large : large, s < 0 ? large : small * large};
 }
 
 }  // namespace sysgen

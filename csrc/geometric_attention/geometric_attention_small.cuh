@@ -19,6 +19,7 @@ template <class T_, int TILE_, int WARPS_, int GROUPS_>
 struct GeometricSmall {
   using T = T_;
   using A = Acc<T>;
+  static constexpr bool FAST = sizeof(T) == 2;  // the rounding of T hides that of faster functions
   static constexpr int TILE = TILE_, WARPS = WARPS_, GROUPS = GROUPS_, THREADS = 32 * WARPS * GROUPS;
   static constexpr int LANES = TILE < 32 ? 16 : 32, STRIPES = TILE / LANES;  // of a row
   static constexpr int ROWS = 32 / LANES;                                    // of a warp at a time
@@ -194,6 +195,12 @@ __device__ __forceinline__ void inner_products(typename P::Matrix& s, const Inne
 #pragma unroll 2
     for (int col = part * kInnerStep<T>; col < x.width; col += shares.parts * kInnerStep<T>)
       inner_step<T>(acc, x, m0, y, n0, col);
+    if (y.key_mask) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (!geometric_key_readable(y.key_mask, n0 + 8 * (j / 2) + lane % 4 * 2 + j % 2, y.rows))
+          acc[j / 2][j % 2] = acc[j / 2][2 + j % 2] = minus_infinity<A>();
+    }
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -214,14 +221,14 @@ __device__ __forceinline__ typename P::A inner_product(const typename P::Matrix&
 
 // ---- rows
 
-// The key at a place in the order of closeness to position p, 0 the closest: p itself, right, left, right, ..
-// Places behind the last key stand for columns behind the last key.
-__device__ __forceinline__ int key_at(int place, i64 p, int keys) {
-  if (place >= keys || p < 0) return place;
-  if (p >= keys) return keys - 1 - place;
-  const int at = static_cast<int>(p), left = at, right = keys - 1 - at, both = left < right ? left : right;
-  if (place > 2 * both) return left < right ? at + place - both : at - (place - both);
-  return place % 2 ? at + (place + 1) / 2 : at - place / 2;
+// The key at a place in the order of closeness to position p (in [-1, keys]), 0 the closest: p itself, right,
+// left, right, .. Places behind the last key stand for columns behind the last key.
+__device__ __forceinline__ int key_at(int place, int p, int keys) {
+  const int right = keys - 1 - p, both = p < right ? p : right, far = place - both;
+  const int key = place > 2 * both ? (p < right ? p + far : p - far)
+                  : place % 2      ? p + (place + 1) / 2
+                                   : p - place / 2;
+  return place < keys ? key : place;
 }
 
 // Sums over the lanes of a row: of those before this one, of those behind it, of all.
@@ -260,37 +267,41 @@ __device__ __forceinline__ A sum_of(A x) {
 template <class P>
 struct WeightsOfRow {
   using A = typename P::A;
-  GeometricQuery<A> query;
+  GeometricQuery<A, int> query;
   int key[P::STRIPES];
   A score[P::STRIPES], weight[P::STRIPES];
-  A rest;  // 1 - sum of A
-  A sum;   // of A
+  A log_rest;  // log(1 - sum of A)
+  A sum;       // of A, if normalize
 
+  // head: without its key mask, s is -infinity there
   __device__ __forceinline__ WeightsOfRow(const GeometricScores<A>& g, const GeometricHead<A>& head,
                                           const typename P::Matrix& s, const InnerShares& shares, int i,
-                                          bool there) {
+                                          bool there)
+      : query(nearby(geometric_query(g, head, there ? i : 0), g.keys)), log_rest(0), sum(0) {
     const int keys = static_cast<int>(g.keys), lane = lane_id() % P::LANES;
-    query = geometric_query(g, head, there ? i : 0);
-    A nearer = 0;  // log of the chance that no key of the stripes so far matches
 #pragma unroll
     for (int n = 0; n < P::STRIPES; ++n) {
       const int place = n * P::LANES + lane;
-      key[n] = key_at(place, query.position, keys);
+      key[n] = place;
       score[n] = minus_infinity<A>();
-      if (there && place < keys)
-        score[n] = geometric_score(g, head, query, i, key[n], inner_product<P>(s, shares, i, key[n]));
-      const GeometricLogs<A> logs = geometric_logs(score[n]);
+      weight[n] = 0;
+      if (n * P::LANES >= keys) continue;
+      key[n] = key_at(place, query.position, keys);
+      if (there && place < keys) {
+        const A product = inner_product<P>(s, shares, i, key[n]);
+        if (product != score[n]) score[n] = geometric_score(g, head, query, i, key[n], product);
+      }
+      const GeometricLogs<A> logs = geometric_logs<A, P::FAST>(score[n]);
       A all;
       const A before = sum_before<P::LANES>(logs.miss, all);
-      weight[n] = exp_of(logs.match + (nearer + before));
-      nearer += all;
+      weight[n] = exp_of<P::FAST>(logs.match + (log_rest + before));
+      log_rest += all;
     }
-    rest = exp_of(nearer);
-    sum = -expm1_of(nearer);
     if (g.normalize) {
-      const A by = sum > g.eps ? sum : g.eps;
+      sum = -expm1_of(log_rest);
+      const A by = A(1) / (sum > g.eps ? sum : g.eps);
 #pragma unroll
-      for (int n = 0; n < P::STRIPES; ++n) weight[n] /= by;
+      for (int n = 0; n < P::STRIPES; ++n) weight[n] *= by;
     }
   }
 };

@@ -30,11 +30,13 @@ __global__ void __launch_bounds__(P::THREADS)
   const int queries = static_cast<int>(g.queries), keys = static_cast<int>(g.keys);
   auto& weights = matrices[group][0];    // s, then W
   auto& gradients = matrices[group][1];  // dout . v^T, then ds
-  const GeometricHead<A> head = geometric_head(g, b, h);
+  GeometricHead<A> head = geometric_head(g, b, h);
+  const unsigned char* key_mask = head.key_mask;
+  head.key_mask = nullptr;  // the inner products know it
   const InnerShares shares = inner_shares<P>(queries, keys);
   const auto query_rows = [&](const auto& x) { return geometric_view(x, b, h, queries, g.width, nullptr); };
   const auto key_rows = [&](const GeometricRows<const T>& x) {
-    return geometric_view(x, b, h, keys, g.width, head.key_mask);
+    return geometric_view(x, b, h, keys, g.width, key_mask);
   };
 
   inner_products<P>(weights, shares, query_rows(a.q), key_rows(a.k));
@@ -46,33 +48,35 @@ __global__ void __launch_bounds__(P::THREADS)
     const int i = row_of_round<P>(round);
     const bool there = i < queries;
     const WeightsOfRow<P> row(g, head, weights, shares, i, there);
-    A by_weight[P::STRIPES], mean = 0;
+    A by_weight[P::STRIPES], mean = 0;  // derivatives by the weights, and their weighted sum
 #pragma unroll
     for (int n = 0; n < P::STRIPES; ++n) {
-      const bool inside = there && n * P::LANES + int(lane_id()) % P::LANES < keys;
-      by_weight[n] = inside ? inner_product<P>(gradients, shares, i, row.key[n]) : A(0);
+      by_weight[n] =
+          row.score[n] == minus_infinity<A>() ? A(0) : inner_product<P>(gradients, shares, i, row.key[n]);
       mean += row.weight[n] * by_weight[n];
     }
-    mean = g.normalize ? sum_of<P::LANES>(mean) : A(0);
-    if (!(row.sum > g.eps)) mean = 0;
+    if (g.normalize) mean = sum_of<P::LANES>(mean);
+    if (!(row.sum > g.eps)) mean = 0;  // also without normalize
     const i64 index = bh * queries + i;
-    A farther = there && a.drem ? row.rest * a.drem[index] : A(0), left = 0, right = 0;
+    A farther = there && a.drem ? exp_of(row.log_rest) * a.drem[index] : A(0), left = 0, right = 0;
 #pragma unroll
     for (int n = P::STRIPES - 1; n >= 0; --n) {
-      const A share = row.weight[n] * (by_weight[n] - mean);
-      A all;
-      const A behind = farther + sum_behind<P::LANES>(share, all);
-      farther += all;
-      const GeometricChances<A> chances = geometric_chances(row.score[n]);
-      const A ds = row.score[n] == minus_infinity<A>() ? A(0) : chances.miss * share - chances.match * behind;
-      const i64 distance = row.key[n] - row.query.position;
-      left += distance < 0 ? ds : A(0);
-      right += distance > 0 ? ds : A(0);
+      A ds = 0;
+      if (n * P::LANES < keys) {
+        const A share = row.weight[n] * (by_weight[n] - mean);
+        A all;
+        const A behind = farther + sum_behind<P::LANES>(share, all);
+        farther += all;
+        const GeometricChances<A> chances = geometric_chances<A, P::FAST>(row.score[n]);
+        if (row.score[n] != minus_infinity<A>()) ds = chances.miss * share - chances.match * behind;
+        left += row.key[n] < row.query.position ? ds : A(0);
+        right += row.key[n] > row.query.position ? ds : A(0);
+        if (a.dmask && there && row.key[n] < keys) a.dmask[index * keys + row.key[n]] = ds;
+      }
       if (in_squares<P>(shares, n)) {
         weights[i][row.key[n]] = row.weight[n];
         gradients[i][row.key[n]] = ds;
       }
-      if (a.dmask && there && row.key[n] < keys) a.dmask[index * keys + row.key[n]] = ds;
     }
     if (a.dbias) {
       left = sum_of<P::LANES>(left);

@@ -26,10 +26,12 @@ __global__ void __launch_bounds__(P::THREADS)
   const i64 b = bh / g.heads, h = bh % g.heads;
   const int queries = static_cast<int>(g.queries), keys = static_cast<int>(g.keys);
   auto& s = matrices[group];
-  const GeometricHead<A> head = geometric_head(g, b, h);
+  GeometricHead<A> head = geometric_head(g, b, h);
+  const unsigned char* key_mask = head.key_mask;
+  head.key_mask = nullptr;  // the inner products know it
   const InnerShares shares = inner_shares<P>(queries, keys);
   const auto key_rows = [&](const GeometricRows<const T>& x) {
-    return geometric_view(x, b, h, keys, g.width, head.key_mask);
+    return geometric_view(x, b, h, keys, g.width, key_mask);
   };
 
   inner_products<P>(s, shares, geometric_view(a.q, b, h, queries, g.width, nullptr), key_rows(a.k));
@@ -43,7 +45,7 @@ __global__ void __launch_bounds__(P::THREADS)
 #pragma unroll
     for (int n = 0; n < P::STRIPES; ++n)
       if (in_squares<P>(shares, n)) s[i][row.key[n]] = row.weight[n];
-    if (a.rem && lane_id() % P::LANES == 0) a.rem[bh * queries + i] = row.rest;
+    if (a.rem && lane_id() % P::LANES == 0) a.rem[bh * queries + i] = exp_of(row.log_rest);
   }
   group_barrier<P>();
 

@@ -265,7 +265,7 @@ struct GeometricOracle {
         const double error = (rem[i].error + u * function * total) / largest;
         for (int64_t j = 0; j < S; ++j) {
           Bounded& w = weight[i * S + j];
-          w = {w.value / largest, w.error / largest + w.value / largest * (error + 2 * u)};
+          w = {w.value / largest, w.error / largest + w.value / largest * (error + 3 * u)};
         }
       }
       Bounded mean;
