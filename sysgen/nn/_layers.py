@@ -22,7 +22,10 @@ def self_attention(kind, d_model, nhead, dropout, **kwargs):
 
 
 def hidden(layer, linear, x, p):
-    """``dropout(activation(linear(x)))``. Factors ≥ 0 commute with relu, and so need no memory of their own."""
+    """``dropout(activation(linear(x)))``. Factors ≥ 0 commute with relu, and so need no memory of their own.
+
+    x is [rows, d]: of more dimensions ``linear`` returns a view, which changed in place costs copies in backward.
+    """
     if layer.activation == "relu":
         return dropout_(linear(x), p, layer.training).relu_()
     return dropout(ACTIVATIONS[layer.activation](linear(x)), p, layer.training)

@@ -108,19 +108,20 @@ class NDREncoderLayer(nn.Module):
         """Masks as in :class:`GeometricMultiheadAttention`; padded columns are computed and mean nothing."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
         attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
-        a = self.norm1(add_dropped(src, attended, self.dropout, self.training))
+        x = src.reshape(-1, self.d_model)
+        a = self.norm1(add_dropped(x, attended.flatten(0, -2), self.dropout, self.training))
         u = self.linear2(hidden(self, self.linear1, a, self.feedforward_dropout))
         if self.update == "residual_norm":
             u = u + a
         u = u.tanh() if self.norm2 is None else self.norm2(u)
         gate = self.gate2(hidden(self, self.gate1, a, self.feedforward_dropout))
         if self.training and self.gate_dropout > 0:
-            closed = torch.rand((*gate.shape[:-1], 1), device=gate.device) < self.gate_dropout
+            closed = torch.rand((len(x), 1), device=gate.device) < self.gate_dropout
             gate = gate.masked_fill_(closed, -torch.inf)
         gate = gate.sigmoid_()
         if maps.wanted():
-            maps.record(self, "gate", gate)
-        return torch.lerp(src, u.to(src.dtype), gate.to(src.dtype))
+            maps.record(self, "gate", gate.view(*src.shape[:-1], -1))
+        return torch.lerp(x, u.to(x.dtype), gate.to(x.dtype)).view(src.shape)
 
     def extra_repr(self):
         return (

@@ -2,41 +2,82 @@
 
 import torch
 
+from . import _released_models
+from .sigma_moe import SigmaMoE
+
 _STATISTICS = ("kv_sel_counts", "kv_sel_counts_100")  # saved next to the parameters, without influence on the output
 
 
 @torch.no_grad()
 def load_released_state_dict(layer, state, prefix=None):
-    """Copies the parameters of one released MoE layer into a :class:`SigmaMoE`.
+    """Copies the parameters of a released layer or model into the one here.
 
     Args:
-        layer: the layer to fill; sizes and ``bias`` must be those of the released one.
-        state: state dict of the layer, or of a model that contains it.
-        prefix: what precedes ``keys``, ``values`` and ``expert_sel`` in the names, such as
-            ``"model.layers.3.pkm."``. None finds it, if the state holds one such layer.
+        layer: what to fill, with the sizes and options of the released one: :class:`SigmaMoE`; the attention layers,
+            :class:`NDREncoderLayer`, :class:`TransformerEncoderLayer`, the encoders, :class:`SequenceClassifier` and
+            :class:`RNNClassifier` (ndr and ctlpp); :class:`Seq2SeqTransformer` (transformer_generalization).
+        state: state dict of it, or of a model that contains it.
+        prefix: what precedes the names of its parameters, such as ``"model.layers.3.pkm."`` before ``keys``, or
+            ``"trafo.layer."`` before ``att.data_to_q.weight``. None finds it, if the state holds one such layer.
 
-    ``keys`` [E · d_model, G] and ``values`` [E · G, d_out], as older checkpoints have them, are accepted.
+    ``keys`` [E · d_model, G] and ``values`` [E · G, d_out], as older checkpoints of the MoE have them, are accepted.
 
     Raises:
+        TypeError: no such layer has been released.
         ValueError: no or several layers in ``state``, a shape that does not fit, a missing parameter, or one that
-            :class:`SigmaMoE` has no counterpart for.
+            ``layer`` has no counterpart for.
     """
-    op = "load_released_state_dict"
+    moe = isinstance(layer, SigmaMoE)
+    anchor = "expert_sel" if moe else _released_models.anchor(layer)
+    if anchor is None:
+        raise TypeError(f"load_released_state_dict: layer must be a released one, got {type(layer).__name__}")
     if prefix is None:
-        found = [n[: -len("expert_sel")] for n in state if n == "expert_sel" or n.endswith(".expert_sel")]
+        found = [n[: -len(anchor)] for n in state if n == anchor or n.endswith("." + anchor)]
         if len(found) != 1:
-            raise ValueError(f"{op}: state holds {len(found)} MoE layers; give prefix, one of {found}")
+            kind = "MoE layers" if moe else f"{type(layer).__name__}s"
+            raise ValueError(f"load_released_state_dict: state holds {len(found)} {kind}; give prefix, one of {found}")
         prefix = found[0]
     given = {n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)}
+    (_load_moe if moe else _load_model)(layer, given, prefix)
+
+
+def _load_moe(layer, given, prefix):
     wanted = dict(layer.named_parameters())
-    missing = sorted(wanted.keys() - given.keys())
-    extra = sorted(given.keys() - wanted.keys() - set(_STATISTICS))
-    if missing or extra:
-        raise ValueError(f"{op}: under {prefix!r}, missing: {missing}; without counterpart in the layer: {extra}")
+    _check_names(wanted.keys() - given.keys(), given.keys() - wanted.keys() - set(_STATISTICS), prefix)
     for name, parameter in wanted.items():
-        value = given[name]
-        flat = parameter.flatten(0, 1).shape if name in ("keys", "values") else None
-        if value.shape not in (parameter.shape, flat):
-            raise ValueError(f"{op}: {prefix}{name} must have shape {list(parameter.shape)}, got {list(value.shape)}")
+        flat = parameter.flatten(0, 1).shape if name in ("keys", "values") else parameter.shape
+        _check_shape(prefix + name, given[name], parameter.shape, flat)
     for name, parameter in wanted.items():
         parameter.copy_(given[name].reshape(parameter.shape))
+
+
+def _load_model(layer, given, prefix):
+    missing, rest = [], dict(given)
+
+    def take(name, shape, nested=False):
+        if nested and name not in rest:  # the embedding of ctlpp is a module that has one
+            name = name.replace("weight", "embedding.weight")
+        value = rest.pop(name, None)
+        if value is None:
+            missing.append(name)
+            return torch.zeros(shape)
+        _check_shape(prefix + name, value, shape)
+        return value
+
+    state = _released_models.converted(layer, take)
+    _check_names(missing, [n for n in rest if not _released_models.unused(n)], prefix)
+    layer.load_state_dict(state)
+
+
+def _check_names(missing, extra, prefix):
+    if missing or extra:
+        raise ValueError(
+            f"load_released_state_dict: under {prefix!r}, missing: {sorted(missing)}; "
+            f"without counterpart in the layer: {sorted(extra)}"
+        )
+
+
+def _check_shape(name, value, *allowed):
+    if value.shape not in allowed:
+        wanted = list(allowed[0])
+        raise ValueError(f"load_released_state_dict: {name} must have shape {wanted}, got {list(value.shape)}")

@@ -64,9 +64,9 @@ class TransformerEncoderLayer(nn.Module):
         """Masks as in :class:`GeometricMultiheadAttention`."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
         attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
-        a = self.norm1(add_dropped(src, attended, self.dropout, self.training))
+        a = self.norm1(add_dropped(src, attended, self.dropout, self.training)).flatten(0, -2)
         u = self.linear2(hidden(self, self.linear1, a, self.dropout))
-        return self.norm2(add_dropped(a, u, self.dropout, self.training))
+        return self.norm2(add_dropped(a, u, self.dropout, self.training)).view(src.shape)
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
@@ -123,9 +123,9 @@ class TransformerDecoderLayer(nn.Module):
         attended = self.self_attn(tgt, context, context, need_weights=False, is_causal=True, q_offset=start)[0]
         x = self.norm1(add_dropped(tgt, attended, self.dropout, self.training))
         read = self.multihead_attn(x, memory, memory, key_padding_mask=memory_key_padding_mask, need_weights=False)[0]
-        x = self.norm2(add_dropped(x, read, self.dropout, self.training))
+        x = self.norm2(add_dropped(x, read, self.dropout, self.training)).flatten(0, -2)
         u = self.linear2(hidden(self, self.linear1, x, self.dropout))
-        return self.norm3(add_dropped(x, u, self.dropout, self.training))
+        return self.norm3(add_dropped(x, u, self.dropout, self.training)).view(tgt.shape)
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
