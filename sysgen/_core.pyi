@@ -117,6 +117,7 @@ def listops_generate(
     op_probability: float,
     held_out: bool,
     num_threads: int,
+    patience: int,
     progress: Callable[[int], Any] | None,
 ) -> int: ...
 def arithmetic_generate(
@@ -134,6 +135,7 @@ def arithmetic_generate(
     left_probability: float,
     held_out: bool,
     num_threads: int,
+    patience: int,
     progress: Callable[[int], Any] | None,
 ) -> int: ...
 

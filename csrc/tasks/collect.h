@@ -57,6 +57,7 @@ struct CollectArgs {
   uint8_t* depths;       // [M] out
   uint8_t* tree_depths;  // [M] out
   int num_threads;
+  int64_t patience;                       // gives up after so many trials without a new sample
   std::function<void(int64_t)> progress;  // number of samples so far; may throw to stop
 };
 
@@ -102,7 +103,7 @@ class Known {
 // `make(stream, expression)` draws one expression; false if it is of no use. Returns the number of trials.
 template <class Make>
 int64_t collect(const CollectArgs& args, const char* op, Make make) {
-  constexpr int64_t kChunk = 4096, kChunks = 32, kPatience = 200'000'000;
+  constexpr int64_t kChunk = 4096, kChunks = 32;
   struct Found {
     uint64_t hash;
     int64_t begin;
@@ -151,12 +152,12 @@ int64_t collect(const CollectArgs& args, const char* op, Make make) {
         args.depths[done] = f.depth;
         args.tree_depths[done] = f.tree_depth;
         ++done;
-        last_success = trials;
+        last_success = trials + kChunk * kChunks;
       }
     }
     trials += kChunk * kChunks;
     if (args.progress) args.progress(done);
-    check(trials - last_success < kPatience, op, ": none of the last ", kPatience,
+    check(trials - last_success < args.patience, op, ": none of the last ", args.patience,
           " expressions was new and of a wanted depth, after ", done, " of ", args.num_samples,
           " samples; allow a larger max_length or fewer samples");
   }

@@ -20,7 +20,7 @@ class Collection {
   Collection(const char* op, const TensorView& tokens, const TensorView& offsets, const TensorView& targets,
              const TensorView& depths, const TensorView& tree_depths, uint64_t key,
              const std::vector<int64_t>& quota, int min_depth, int max_depth, int max_length, bool held_out,
-             int num_threads, pybind11::object progress) {
+             int num_threads, int64_t patience, pybind11::object progress) {
     check(targets.ndim == 1, op, ": targets must have one dimension, got shape ", shape_of(targets));
     const int64_t num_samples = targets.numel();
     const auto check_out = [&](const char* name, const TensorView& t, DType dtype, int64_t n) {
@@ -55,6 +55,7 @@ class Collection {
             static_cast<uint8_t*>(depths.data),
             static_cast<uint8_t*>(tree_depths.data),
             num_threads,
+            patience,
             {}};
     using clock = std::chrono::steady_clock;
     args.progress = [progress, num_samples, last = clock::now()](int64_t done) mutable {
@@ -81,10 +82,10 @@ inline void register_tasks(pybind11::module_& m) {
       [](const TensorView& tokens, const TensorView& offsets, const TensorView& targets,
          const TensorView& depths, const TensorView& tree_depths, uint64_t key,
          const std::vector<int64_t>& quota, int min_depth, int max_depth, int max_length, int max_args,
-         double op_probability, bool held_out, int num_threads, py::object progress) {
+         double op_probability, bool held_out, int num_threads, int64_t patience, py::object progress) {
         const char* op = "listops_generate";
         const Collection c(op, tokens, offsets, targets, depths, tree_depths, key, quota, min_depth,
-                           max_depth, max_length, held_out, num_threads, std::move(progress));
+                           max_depth, max_length, held_out, num_threads, patience, std::move(progress));
         check_probability(op, "op_probability", op_probability);
         check(3 <= max_args && max_args < tasks::ListOpsArgs::kMaxArgs, op, ": max_args must be in [3, ",
               tasks::ListOpsArgs::kMaxArgs - 1, "], got ", max_args);
@@ -94,17 +95,17 @@ inline void register_tasks(pybind11::module_& m) {
       py::arg("tokens"), py::arg("offsets"), py::arg("targets"), py::arg("depths"), py::arg("tree_depths"),
       py::arg("key"), py::arg("quota"), py::arg("min_depth"), py::arg("max_depth"), py::arg("max_length"),
       py::arg("max_args"), py::arg("op_probability"), py::arg("held_out"), py::arg("num_threads"),
-      py::arg("progress").none(true));
+      py::arg("patience"), py::arg("progress").none(true));
   m.def(
       "arithmetic_generate",
       [](const TensorView& tokens, const TensorView& offsets, const TensorView& targets,
          const TensorView& depths, const TensorView& tree_depths, uint64_t key,
          const std::vector<int64_t>& quota, int min_depth, int max_depth, int max_length,
-         double op_probability, double left_probability, bool held_out, int num_threads,
+         double op_probability, double left_probability, bool held_out, int num_threads, int64_t patience,
          py::object progress) {
         const char* op = "arithmetic_generate";
         const Collection c(op, tokens, offsets, targets, depths, tree_depths, key, quota, min_depth,
-                           max_depth, max_length, held_out, num_threads, std::move(progress));
+                           max_depth, max_length, held_out, num_threads, patience, std::move(progress));
         check_probability(op, "op_probability", op_probability);
         check_probability(op, "left_probability", left_probability);
         py::gil_scoped_release release;
@@ -114,7 +115,7 @@ inline void register_tasks(pybind11::module_& m) {
       py::arg("tokens"), py::arg("offsets"), py::arg("targets"), py::arg("depths"), py::arg("tree_depths"),
       py::arg("key"), py::arg("quota"), py::arg("min_depth"), py::arg("max_depth"), py::arg("max_length"),
       py::arg("op_probability"), py::arg("left_probability"), py::arg("held_out"), py::arg("num_threads"),
-      py::arg("progress").none(true));
+      py::arg("patience"), py::arg("progress").none(true));
 }
 
 }  // namespace sysgen

@@ -16,10 +16,11 @@ def equal_quota(num, depths, limits=None):
     return quota
 
 
-def collect(generate, name, part, seed, progress, *, quota, depths, max_length, **arguments):
+def collect(generate, name, part, seed, progress, *, quota, depths, max_length, patience=200_000_000, **arguments):
     """Table of ``sum(quota)`` different expressions; those of part ``"iid"`` are in no other part.
 
     Which of the two sides an expression is on is decided by its hash: one in sixteen is held out for ``"iid"``.
+    ValueError if ``patience`` trials in a row give no new sample.
     """
     num = sum(quota)
     tokens = torch.empty(num * max_length, dtype=torch.uint8)
@@ -39,6 +40,7 @@ def collect(generate, name, part, seed, progress, *, quota, depths, max_length, 
             max_length=max_length,
             held_out=part == "iid",
             num_threads=torch.get_num_threads(),
+            patience=patience,
             progress=report,
             **arguments,
         )
