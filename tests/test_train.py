@@ -8,7 +8,10 @@ import torch
 from sysgen import train
 from sysgen.train import log
 from sysgen.train.__main__ import main
+from sysgen.train.data import Data
+from sysgen.train.models import build, objective_for
 from sysgen.train.presets import TASKS
+from sysgen.train.settings import resolve
 
 # The smallest models and few steps: what is tested is the command, not what the models learn.
 TINY = {"d_model": 16, "batch_size": 16, "steps": 4, "eval_every": 2}
@@ -209,3 +212,18 @@ def test_list_shows_every_preset(capsys):
     assert main(["ctl", "--model", "ndr", "--list"]) == 0
     printed = capsys.readouterr().out
     assert "lr                  0.00015" in printed and "transformer" not in printed
+
+
+@pytest.mark.parametrize("task, model", [("ctl", "ndr"), ("ctl", "act-transformer")])
+def test_compiles_as_one_graph(task, model):
+    """``--compile``: nothing in the model or the loss breaks the graph, and it is the same function."""
+    settings = resolve(task, model, {"d_model": 16, **TINY_ENCODER})
+    data = Data(settings)
+    module, objective = build(settings, data.train).eval(), objective_for(settings)
+    compiled = torch.compile(objective, fullgraph=True, backend="eager", dynamic=True)
+    for indices in ([0, 1, 2], [5, 900, 1800, 4]):
+        batch = data.train.batch(indices)
+        loss, right = objective(module, batch)
+        again = compiled(module, batch)
+        torch.testing.assert_close(again[0], loss)
+        assert torch.equal(again[1], right)

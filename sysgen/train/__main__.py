@@ -108,9 +108,12 @@ def main(argv=None):
             result = run(task, model, interruption=interruption, **arguments)
     except (SettingsError, CheckpointError) as error:
         return _refuse(parser, str(error))
-    except Diverged as error:
+    except (Diverged, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped at once; the run goes on from its last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     return _report(result)
 
 

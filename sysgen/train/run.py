@@ -9,7 +9,7 @@ from . import checkpoint
 from .data import Data
 from .evaluation import evaluate
 from .figures import save_figures
-from .interruption import Interruption
+from .interruption import Interrupted, Interruption
 from .log import Log, environment, finite, replace_text
 from .loop import Diverged, Trainer
 from .models import build, objective_for
@@ -118,10 +118,14 @@ def run(
         "best": trainer.best,
         "environment": here,
     }
+    if not stopped:
+        try:
+            result["test"] = _test(trainer, data, settings, device, interruption)
+        except Interrupted as stop:  # the checkpoint of the last step is written
+            stopped = result["status"] = str(stop)
     if stopped:
         log.write("stopped", step=trainer.step, reason=stopped, seconds=result["seconds"])
         return result
-    result["test"] = _test(trainer, data, settings, device)
     log.write("finished", step=trainer.step, seconds=result["seconds"], test=result["test"])
     replace_text(output / "result.json", json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
     if figures:
@@ -129,12 +133,12 @@ def run(
     return result
 
 
-def _test(trainer, data, settings, device):
+def _test(trainer, data, settings, device, interruption):
     """Accuracies of the last parameters and of the best checkpoint. Leaves the latter in the model."""
 
     def on_all():
         return {
-            name: evaluate(trainer.model, split, trainer.objective, settings, device)
+            name: evaluate(trainer.model, split, trainer.objective, settings, device, interruption)
             for name, split in data.group("test").items()
         }
 

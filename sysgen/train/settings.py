@@ -108,9 +108,10 @@ TASK_FIELDS = {
 RUN_FIELDS = {
     "seed": _count("seed of the initial weights, the batches and dropout", least=0),
     "data_seed": _count("seed of the dataset", least=0),
-    "pad_multiple": _count("batches are padded to a multiple of this length"),
+    "pad_multiple": _count("batches are padded to a multiple of this length (default 1, with CUDA graphs 8)"),
 }
 RUN_DEFAULTS = {"seed": 0, "data_seed": 0, "pad_multiple": 1, "execution": "eager"}
+GRAPH_PAD_MULTIPLE = 8  # each padded length is a graph of its own
 EXECUTIONS = ("eager", "compile", "graph")
 
 MAY_BE_NONE = ("num_eval_layers", "embedding_scale", "overlap", "symbol_overlap")
@@ -141,6 +142,8 @@ def resolve(task: str, model: str, overrides: Optional[dict] = None, *, on_gpu: 
     settings = {"task": task, "model": name, **options, **preset, **RUN_DEFAULTS}
     if settings["precision"] == "amp" and not on_gpu:
         settings["precision"] = "fp32"
+    if overrides.get("execution") == "graph":
+        settings["pad_multiple"] = GRAPH_PAD_MULTIPLE
     for key, value in overrides.items():
         _override(settings, key, value, options)
     _check_together(settings)
