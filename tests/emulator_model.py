@@ -128,6 +128,24 @@ def half(dtype):
     return rows
 
 
+def pairs():
+    rows = []
+    for row in range(5):
+        v, w = torch.from_numpy(special(row)), torch.from_numpy(special(row)[::-1].copy())
+        rows += [bits(x.to(t).float().numpy()) for t in (torch.bfloat16, torch.float16) for x in (v, w)]
+        rows += [bits(x.to(t).float().numpy()) for x in (v, w) for t in (torch.bfloat16, torch.float16)]
+    return rows
+
+
+def limits():
+    def alternate(even, odd):
+        return bits(np.where(LANES % 2, odd, even))
+
+    infinity = np.inf
+    rows = [(1, 0), (1, infinity), (-infinity, infinity), (infinity, 0), (0, 0), (1, 0), (0, -1), (0, -infinity)]
+    return [alternate(even, odd) for even, odd in rows]
+
+
 # ---- warps and blocks ---------------------------------------------------------------------------------------------
 
 
@@ -248,10 +266,12 @@ def expected_rows():
         "convert_bf16": half(torch.bfloat16),
         "convert_f16": half(torch.float16),
         "convert_f32": [bits(special(0))],
+        "convert_pairs": pairs(),
         "shuffles": shuffles(),
         "votes": votes(),
         "reductions": reductions(),
         "atomics": atomics(),
         "scalars": scalars(),
+        "limits": limits(),
     }
     return {f"{name}.{i}": [int(x) & ALL for x in row] for name, rows in cases.items() for i, row in enumerate(rows)}

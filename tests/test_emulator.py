@@ -2,11 +2,13 @@
 catch it, misuse is refused by name, and every wrapper does what the PTX manual says."""
 
 import functools
+import os
 import re
+import subprocess
 
 import emulator_model
 import pytest
-from emulator_programs import KINDS, ROOT, build, run
+from emulator_programs import KINDS, ROOT, build, missing, run
 
 GOLDEN = ROOT / "tests/emulator/conformance.golden"
 DEVICE = ROOT / "csrc/device/device.cuh"
@@ -151,6 +153,33 @@ def test_misuse_is_refused_and_work_is_counted(kind):
     assert len(re.findall(r"^ok ", output, re.M)) > 60
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_without_end_is_reported_and_ended(kind):
+    build("emulator_programs")
+    status, output = run(f"reports_{kind}", "hang", timeout=20)
+    assert status == 1
+    assert re.search(r"spinning_kernel: no end after 0.2 s of CPU time .*, block \(0,0,0\) thread \(0,0,0\)", output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-U__x86_64__"], "the CUDA emulator of sysgen runs on x86-64 Linux only"),
+        (["-U__linux__"], "the CUDA emulator of sysgen runs on x86-64 Linux only"),
+        (["-D__clang__"], "the CUDA emulator of sysgen needs GCC 12 or later with -std=c++20"),
+        (["-std=c++17"], "the CUDA emulator of sysgen needs GCC 12 or later with -std=c++20"),
+    ],
+    ids=str,
+)
+def test_other_machines_and_compilers_are_refused(flags, message):
+    """As the preprocessor would see them."""
+    if reason := missing():
+        pytest.skip(reason)
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-DSYSGEN_EMULATOR", f"-I{ROOT / 'csrc'}", *flags]
+    result = subprocess.run([*command, "-E", "-x", "c++", DEVICE], capture_output=True, text=True, check=False)
+    assert result.returncode and f"#error {message}" in " ".join(result.stderr.replace('"', "").split())
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
@@ -182,7 +211,14 @@ def test_golden_rows_follow_the_model():
         assert rows[name] == row, name
 
 
-def test_every_wrapper_has_a_conformance_row():
-    wrappers = set(re.findall(r"^__device__ __forceinline__ [\w:]+[&\s]+(\w+)[<(]", DEVICE.read_text(), re.M))
-    used = set(re.findall(r"\w+", (ROOT / "tests/emulator/conformance.cpp").read_text()))
-    assert len(wrappers) > 15 and wrappers - {"shared_address"} <= used
+def test_every_wrapper_and_intrinsic_has_a_conformance_row():
+    names = set(re.findall(r"^__device__ __forceinline__ [\w:]+[&\s]+(\w+)[<(]", DEVICE.read_text(), re.M))
+    assert len(names) > 15
+    for file in (ROOT / "csrc/emulator").glob("*.h"):
+        text = file.read_text()
+        names |= set(re.findall(r"^(?:inline |constexpr )?\w+ ((?:__|atomic[A-Z]|rsqrt)\w+)\(", text, re.M))
+        names |= set(re.findall(r"^SYSGEN_EMULATOR_\w+\((?:\w+, )?((?:__|atomic[A-Z])\w+)", text, re.M))
+    assert {"__shfl_up_sync", "__reduce_min_sync", "atomicXor", "atomicCAS", "__ldcg", "__floats2half2_rn"} <= names
+    used = set(re.findall(r"\w+", re.sub(r"//[^\n]*", "", (ROOT / "tests/emulator/conformance.cpp").read_text())))
+    # an address of the hardware, a pause and the sanitizers' functions give nothing that could be compared
+    assert {n for n in names - used if not re.match("__(asan|tsan|sanitizer)_", n)} == {"shared_address", "__nanosleep"}

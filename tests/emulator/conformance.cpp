@@ -270,6 +270,24 @@ struct convert_f32 {
   }
 };
 
+struct convert_pairs {
+  static __device__ void run(Rows& rows, const Arguments&) {
+    for (u32 i = 0; i < 5; ++i) {
+      const float v = special(i, lane_id()), w = special(i, 31 - lane_id());
+      const __nv_bfloat162 b = __floats2bfloat162_rn(v, w);
+      const __half2 h = __floats2half2_rn(v, w);
+      rows.put(__bfloat162float(b.x));
+      rows.put(__bfloat162float(b.y));
+      rows.put(__half2float(h.x));
+      rows.put(__half2float(h.y));
+      rows.put(__bfloat162float(__float2bfloat16(v)));
+      rows.put(__half2float(__float2half(v)));
+      rows.put(__bfloat162float(__float2bfloat16_rn(w)));
+      rows.put(__half2float(__float2half_rn(w)));
+    }
+  }
+};
+
 struct shuffles {
   static __device__ void run(Rows& rows, const Arguments&) {
     const u32 lane = lane_id(), v = mix(lane);
@@ -385,6 +403,21 @@ struct scalars {
   }
 };
 
+struct limits {  // approximations, where the manual leaves no room
+  static __device__ void run(Rows& rows, const Arguments&) {
+    const float infinity = __uint_as_float(0x7f800000u);
+    const bool odd = lane_id() % 2;
+    rows.put(__expf(odd ? -infinity : 0.0f));
+    rows.put(__expf(odd ? infinity : -0.0f));
+    rows.put(__logf(odd ? infinity : 0.0f));
+    rows.put(rsqrtf(odd ? infinity : 0.0f));
+    rows.put(__fdividef(odd ? 5.0f : 0.0f, odd ? infinity : 3.0f));
+    rows.put(expf(odd ? -infinity : 0.0f));
+    rows.put(expm1f(odd ? -infinity : 0.0f));
+    rows.put(log1pf(odd ? -1.0f : 0.0f));
+  }
+};
+
 // ---- the program
 
 template <class Case>
@@ -462,11 +495,13 @@ int main() {
     PRINT_ROWS(convert_bf16);
     PRINT_ROWS(convert_f16);
     PRINT_ROWS(convert_f32);
+    PRINT_ROWS(convert_pairs);
     PRINT_ROWS(shuffles);
     PRINT_ROWS(votes);
     PRINT_ROWS(reductions);
     PRINT_ROWS(atomics);
     PRINT_ROWS(scalars);
+    PRINT_ROWS(limits);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

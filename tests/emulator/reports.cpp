@@ -76,8 +76,21 @@ __global__ void carving_kernel(const Arguments a) {
 __global__ void launching_kernel(const Arguments a) {
   SYSGEN_LAUNCH(idle_kernel, (LaunchConfig{1, 1}), nullptr, a);
 }
-__global__ void throwing_kernel(const Arguments) {
-  if (threadIdx.x == 3) throw std::runtime_error("a message of its own");
+__global__ void throwing_kernel(const Arguments a) {
+  if (threadIdx.x != 3) return;
+  if (a.mode == 0) throw std::runtime_error("a message of its own");
+  throw a.mode;
+}
+template <int COUNT>
+void declare_arrays() {
+  SYSGEN_SHARED(char, one, [1]);
+  one[0] = 0;
+  if constexpr (COUNT > 1) declare_arrays<COUNT - 1>();
+}
+__global__ void many_arrays_kernel(const Arguments a) {
+  if (a.mode == 0) return declare_arrays<65>();
+  Smem smem;
+  for (int i = 0; i < 65; ++i) smem.array<char[1]>()[0] = 0;
 }
 
 void check_launches() {
@@ -86,6 +99,8 @@ void check_launches() {
   };
   refused("more than 1024 threads", {"idle_kernel", "1 to 1024 threads", "(32, 33, 1)"},
           [&] { launch_idle({1, dim3(32, 33)}); });
+  refused("too many threads in z", {"idle_kernel", "at most 64 in z", "(1, 1, 65)"},
+          [&] { launch_idle({1, dim3(1, 1, 65)}); });
   refused("no threads", {"idle_kernel", "(0, 1, 1)"}, [&] { launch_idle({1, 0}); });
   refused("no blocks", {"idle_kernel", "2^31 - 1 blocks", "(3, 0, 1)"},
           [&] { launch_idle({dim3(3, 0), 32}); });
@@ -116,6 +131,16 @@ void check_launches() {
           [] { SYSGEN_LAUNCH(launching_kernel, (LaunchConfig{1, 1}), nullptr, Arguments()); });
   refused("an exception of the kernel", {"throwing_kernel", "a message of its own", "thread (3,0,0)"},
           [] { SYSGEN_LAUNCH(throwing_kernel, (LaunchConfig{1, 32}), nullptr, Arguments()); });
+  refused("an exception without a message",
+          {"throwing_kernel: the kernel threw an exception", "thread (3,0,0)"},
+          [] { SYSGEN_LAUNCH(throwing_kernel, (LaunchConfig{1, 32}), nullptr, Arguments{1}); });
+  const auto launch_many = [](int mode) {
+    SYSGEN_LAUNCH(many_arrays_kernel, (LaunchConfig{1, 1, 65 * 128}), nullptr, Arguments{mode});
+  };
+  refused("65 static arrays", {"many_arrays_kernel: more than 64 static shared arrays", "reports.cpp:"},
+          [&] { launch_many(0); });
+  refused("65 dynamic arrays", {"many_arrays_kernel: more than 64 dynamic shared arrays", "reports.cpp:"},
+          [&] { launch_many(1); });
   refused("another device", {"device 0 only", "got device 1"}, [] { const DeviceGuard guard(1); });
   for (const char* order : {"sideways", "", "random", "random:", "random:x", "random:1x", "random:-1"})
     refused(cat("order '", order, "'"), {"SYSGEN_EMULATOR_ORDER", order},
@@ -254,7 +279,7 @@ void check_loops() {
           [&] { launch_mode(0); });
   refused("a lock that nobody frees", {"spinning_kernel: a spin loop", "reports.cpp:"},
           [&] { launch_mode(1); });
-#if !defined(__SANITIZE_THREAD__)  // there a loop without end ends the process
+#if !defined(__SANITIZE_THREAD__)  // there a loop without end ends the process, see hang()
   emulator::set_timeout(0.2);
   refused("a loop without end", {"spinning_kernel: no end after 0.2 s", "thread (0,0,0)"},
           [&] { launch_mode(2); });
@@ -264,11 +289,23 @@ void check_loops() {
 #endif
 }
 
+int hang() {  // "FAILED" or a message, in any case an end
+  emulator::set_timeout(0.2);
+  try {
+    SYSGEN_LAUNCH(spinning_kernel, (LaunchConfig{1, 32}), nullptr, Arguments{2});
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+  std::printf("FAILED: a loop without end has ended\n");
+  return 2;
+}
+
 // ---- copies and matrices
 
 __global__ void copying_kernel(const Arguments a) {
   SYSGEN_SHARED(unsigned, tile, [1024]);
-  u32 r[4];
+  u32 r[4] = {};
   switch (a.mode) {
     case 0:
       return cp_async<4>(a.data, a.data);
@@ -292,6 +329,10 @@ __global__ void copying_kernel(const Arguments a) {
       return ldmatrix_x4(r, tile + 2);
     case 8:
       return ldmatrix_x4(r, a.data);
+    case 9:
+      return store_16(a.data + 1, r);
+    case 10:
+      return store_16(tile, r);
   }
 }
 
@@ -313,6 +354,8 @@ void check_copies() {
   fails("ldmatrix from a misaligned row", 7,
         {"ldmatrix: the row", "not aligned to 16 bytes", "reports.cpp:"});
   fails("ldmatrix from global memory", 8, {"ldmatrix: the row", "not shared memory"});
+  fails("store_16 to a misaligned address", 9, {"store_16: the address", "not aligned", "reports.cpp:"});
+  fails("store_16 to shared memory", 10, {"store_16: the address", "is shared memory", "reports.cpp:"});
 }
 
 // ---- crashes
@@ -421,7 +464,8 @@ void check_host_threads() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "hang") == 0) return hang();
   check_launches();
   check_meetings();
   check_loops();
