@@ -86,7 +86,8 @@ def bounds(
     is_causal=False,
     q_offset=0,
 ):
-    """For each result a function from its dtype to the largest error that it may have, elementwise.
+    """For each result a function from its dtype to the largest error that it may have, elementwise; and ``row_size``,
+    the largest (1 − P) |g| + P Σ |g| of each query, of which its dS are differences.
 
     First-order propagation of rounding errors through the formulas of csrc/geometric_attention/geometric_attention.h,
     on matrices [B, H, L, S] whose columns are in the order in which a query takes the keys. With u the unit roundoff of
@@ -136,10 +137,10 @@ def bounds(
         return t.expand(b, h, l, s).gather(-1, order)
 
     def before(t):
-        return t.cumsum(-1) - t
+        return torch.nn.functional.pad(t, (1, 0))[..., :-1].cumsum(-1)
 
     def after(t):
-        return t.flip(-1).cumsum(-1).flip(-1) - t
+        return before(t.flip(-1)).flip(-1)
 
     hidden, scores, size = take(hidden), take(scores), take(size)
     scores = scores.masked_fill(hidden, 0)
@@ -173,6 +174,7 @@ def bounds(
     size_ds = ((1 - p) * g_size + p * far_size).masked_fill(hidden, 0)
     e_ds = e_p * (g_size + far_size) + (1 - p) * e_g + p * e_far + 8 * u * size_ds
     e_ds = e_ds.masked_fill(hidden, 0)
+    row_size = size_ds.amax(-1)
     w, e_w, size_ds, e_ds, offset = (t.gather(-1, back) for t in (w, e_w, size_ds, e_ds, take(offset)))
 
     rounded = 1 if dtype in HALF else 0
@@ -190,6 +192,7 @@ def bounds(
     heads = {"roundings": rounded}
     scale = abs(scale)
     found = {
+        "row_size": row_size,
         "out": limit("out", w @ v.abs(), e_w @ v.abs(), s, **heads),
         "remainder": limit("remainder", torch.zeros_like(rem), e_rem),
         "query": limit("query", scale * (size_ds @ k.abs()), scale * (e_ds @ k.abs()), s, **heads),
