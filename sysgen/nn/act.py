@@ -52,7 +52,8 @@ class ACTEncoder(nn.Module):
 
     def forward(self, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
         masks = layer_masks(src_mask, src_key_padding_mask, is_causal)
-        halted = torch.zeros((*src.shape[:-1], 1), device=src.device, dtype=torch.float32)  # Σ p, 1 where halted
+        wide = torch.promote_types(src.dtype, torch.float32)
+        halted = torch.zeros((*src.shape[:-1], 1), device=src.device, dtype=wide)  # Σ p, 1 where halted
         if src_key_padding_mask is not None:
             padded = src_key_padding_mask
             halted = halted.masked_fill(
@@ -60,7 +61,7 @@ class ACTEncoder(nn.Module):
             )
         remainder, out = torch.zeros_like(halted), torch.zeros_like(src)
         for step in range(self.max_steps):
-            p = torch.sigmoid(self.halt(src).float())
+            p = torch.sigmoid(self.halt(src).to(wide))
             running = halted < 1
             halts = running & (halted + p > self.threshold)
             if self.variant == "graves" and step == self.max_steps - 1:
