@@ -1,13 +1,16 @@
 """Public operations. Each takes and returns ``torch.Tensor`` on the CPU or on CUDA and has exact derivatives."""
 
 from .cvmm import cvmm
+from .dnc_sequence import DNCState, dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
 from .moe_ffn import moe_ffn
 from .routing import Route, route
 
 __all__ = [
+    "DNCState",
     "Route",
     "cvmm",
+    "dnc_sequence",
     "geometric_attention",
     "geometric_attention_scores",
     "geometric_attention_weights",

@@ -41,7 +41,7 @@ def interface_size(reads, width, masked, sharpen):
 
 
 def _checkpoint_numel(state, dtype):
-    batch, reads, cells = state[7].shape
+    _, reads, cells = state[7].shape
     width, hidden = state[2].shape[2], state[0].shape[1]
     lanes = core.dnc_vector_bytes() // dtype.itemsize
 
@@ -114,7 +114,9 @@ def _bwd_outputs(new, gates, weight_interface, sizes):
     return new(gates, gates.shape), interface, *(new(gates, (batch, *shape)) for shape in shapes)
 
 
-def _bwd(gates, hidden, reads, checkpoints, weight_hidden, weight_reads, weight_interface, bias_interface, lengths, *rest):
+def _bwd(
+    gates, hidden, reads, checkpoints, weight_hidden, weight_reads, weight_interface, bias_interface, lengths, *rest
+):
     dhidden, dreads, *rest = rest
     dfinal, cells, options = rest[:_NUM_STATE], rest[_NUM_STATE], core.DncOptions(*rest[_NUM_STATE + 1 :])
 

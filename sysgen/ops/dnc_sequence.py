@@ -1,11 +1,13 @@
 """The whole recurrence of a Differentiable Neural Computer in one operation."""
 
+import math
 from typing import NamedTuple
 
 import torch
 
 from . import _dnc_ops as ops
 from ._cvmm_autograd import needs_gradient
+from ._dnc_checks import check_sequence
 
 
 class DNCState(NamedTuple):
@@ -72,20 +74,36 @@ def dnc_sequence(
         clip: bound of the interface's absolute values; its gradient is 0 outside.
         eps: in cosines, usages and sharpened weights.
 
-    dtypes: float32 or float64, the same for all.
+    dtypes: float32 or float64, the same for all; input and weights may also be bfloat16 or float16 with a state of
+    float32, which then is what everything is computed in.
 
     Returns:
-        (hidden [T, B, H], reads [T, B, R, W], the :class:`DNCState` after the last step).
+        (hidden [T, B, H] and reads [T, B, R, W] in the input's dtype, the :class:`DNCState` after the last step).
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, by its name. There are no CUDA kernels yet
+        (NotImplementedError), and no second derivatives (RuntimeError).
     """
-    steps = input.shape[0]
-    chunk = checkpoint_every or max(1, round(steps**0.5))
-    options = ops.Options(masked, dealloc, sharpen, detach_write, eps, clip, mask_min, chunk)
-    weights = weight_input, bias, weight_hidden, weight_reads, weight_interface, bias_interface
+    weights = {
+        "weight_input": weight_input,
+        "bias": bias,
+        "weight_hidden": weight_hidden,
+        "weight_reads": weight_reads,
+        "weight_interface": weight_interface,
+        "bias_interface": bias_interface,
+    }
+    flags = {"masked": masked, "dealloc": dealloc, "sharpen": sharpen, "detach_write": detach_write}
+    numbers = {"eps": eps, "clip": clip, "mask_min": mask_min}
+    check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_every)
+    dtype = input.dtype
+    input, *weights = (t.to(state[0].dtype) for t in (input, *weights.values()))
+    chunk = checkpoint_every or max(1, math.isqrt(input.shape[0]))
+    options = ops.Options(*flags.values(), *numbers.values(), chunk)
     if needs_gradient(input, *weights, *state):
         hidden, reads, *state = _Sequence.apply(input, *weights, lengths, *state, *options)
     else:
         _, hidden, reads, _, *state = ops.dnc_sequence_fwd(input, *weights, lengths, *state, *options, False)
-    return hidden, reads, DNCState(*state)
+    return hidden.to(dtype), reads.to(dtype), DNCState(*state)
 
 
 class _Sequence(torch.autograd.Function):
@@ -99,33 +117,49 @@ class _Sequence(torch.autograd.Function):
         return hidden, reads, *final
 
     @staticmethod
-    def backward(ctx, dhidden, dreads, *dfinal):
-        input, gates, hidden, reads, checkpoints, h0, reads0, *weights, lengths = ctx.saved_tensors
-        if needs_gradient(dhidden, dreads, *dfinal):
-            raise RuntimeError("dnc_sequence has no second derivative; call backward without create_graph")
-        weight_input, _, weight_hidden, weight_reads, weight_interface, bias_interface = weights
-        dgates, dinterface, *dinitial = ops.dnc_sequence_bwd(
-            *(gates, hidden, reads, checkpoints),
-            *(weight_hidden, weight_reads, weight_interface, bias_interface, lengths),
-            *(dhidden, dreads, *dfinal, ctx.cells, *ctx.options),
-        )
-        rows = dgates.flatten(0, 1)
-        before = torch.cat([h0[None], hidden[:-1]]) if len(hidden) else hidden
-        read_before = torch.cat([reads0[None], reads[:-1]]) if len(reads) else reads
-        flat = dinterface.flatten(0, 1)
-        needed = ctx.needs_input_grad
-        gradients = (
-            lambda: dgates @ weight_input,
-            lambda: rows.t() @ input.flatten(0, 1),
-            lambda: rows.sum(0),
-            lambda: rows.t() @ before.flatten(0, 1),
-            lambda: rows.t() @ read_before.flatten(2).flatten(0, 1),
-            lambda: flat.t() @ hidden.flatten(0, 1),
-            lambda: flat.sum(0),
-        )
-        return (
-            *(g() if need else None for g, need in zip(gradients, needed)),
-            None,
-            *dinitial,
-            *(None,) * len(ctx.options),
-        )
+    def backward(ctx, *doutputs):
+        with torch.no_grad():
+            given = _gradients(ctx, *doutputs)
+        sources = *doutputs, *ctx.saved_tensors
+        if needs_gradient(*sources):
+            at = [i for i, g in enumerate(given) if g is not None]
+            kept = _Once.apply(len(sources), *sources, *(given[i] for i in at))
+            for i, g in zip(at, kept):
+                given[i] = g
+        return *given, *(None,) * len(ctx.options)
+
+
+def _gradients(ctx, dhidden, dreads, *dfinal):
+    """Of all arguments of the forward but the options; None where nobody asked, and for the lengths."""
+    input, gates, hidden, reads, checkpoints, h0, reads0, *weights, lengths = ctx.saved_tensors
+    weight_input, _, weight_hidden, weight_reads, weight_interface, bias_interface = weights
+    dgates, dinterface, *dinitial = ops.dnc_sequence_bwd(
+        *(gates, hidden, reads, checkpoints),
+        *(weight_hidden, weight_reads, weight_interface, bias_interface, lengths),
+        *(dhidden, dreads, *dfinal, ctx.cells, *ctx.options),
+    )
+    rows, flat = dgates.flatten(0, 1), dinterface.flatten(0, 1)
+    before = torch.cat([h0[None], hidden[:-1]]) if len(hidden) else hidden
+    read_before = torch.cat([reads0[None], reads[:-1]]) if len(reads) else reads
+    gradients = (
+        lambda: dgates @ weight_input,
+        lambda: rows.t() @ input.flatten(0, 1),
+        lambda: rows.sum(0),
+        lambda: rows.t() @ before.flatten(0, 1),
+        lambda: rows.t() @ read_before.flatten(2).flatten(0, 1),
+        lambda: flat.t() @ hidden.flatten(0, 1),
+        lambda: flat.sum(0),
+    )
+    return [g() if need else None for g, need in zip(gradients, ctx.needs_input_grad)] + [None, *dinitial]
+
+
+class _Once(torch.autograd.Function):
+    """Hands gradients on with a history that ends in an error: better than a second derivative without its terms."""
+
+    @staticmethod
+    def forward(ctx, num_sources, *tensors):
+        return tuple(g.view_as(g) for g in tensors[num_sources:])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("sysgen: dnc_sequence has no second derivative; differentiate sysgen.reference.dnc_sequence")

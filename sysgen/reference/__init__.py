@@ -6,11 +6,13 @@ accepted and ignored.
 """
 
 from .cvmm import cvmm, moe_ffn
+from .dnc import dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
 from .routing import route
 
 __all__ = [
     "cvmm",
+    "dnc_sequence",
     "geometric_attention",
     "geometric_attention_scores",
     "geometric_attention_weights",

@@ -1,0 +1,70 @@
+"""A layer of the Neural Data Router in training, against eager formulas. Sizes: Csordás 2023, tables D.3 to D.5."""
+
+import baselines
+import pytest
+import torch
+from curve import Series
+
+import sysgen
+
+# batch, positions with B and E (CTL: a long batch, others: the mean length), d_model, nhead, dim_feedforward, and the
+# rates of dropout, attention_dropout and gate_dropout
+SIZES = {
+    "CTL B=512 N=12 d=256 H=1": (512, 12, 256, 1, 512, (0.5, 0.1, 0.1)),
+    "arithmetic B=512 N=20 d=256 H=4": (512, 20, 256, 4, 1024, (0.5, 0.1, 0.1)),
+    "ListOps B=512 N=25 d=512 H=16": (512, 25, 512, 16, 1024, (0.1, 0.1, 0.05)),
+}
+
+
+def step(forward, layer, x, dy, backward):
+    if not backward:
+        with torch.no_grad():
+            return (forward(x),)
+    y = forward(x)
+    return (y, *torch.autograd.grad(y, [x, *layer.parameters()], dy))
+
+
+def check(layer, x, dy):
+    """Without dropout both compute the same.
+
+    Sums of n <= 512 · 25 float32 terms (over the columns, for the weights) in two orders differ by about √n/2 units of
+    2⁻²⁴, and about ten such results follow one another; allowed is eight times √n/2 of them, in the norm.
+    """
+    layer.eval()
+    ours = step(layer, layer, x, dy, True)
+    eager = step(lambda x: baselines.ndr_layer(layer, x), layer, x, dy, True)
+    layer.train()
+    for a, b in zip(ours, eager):
+        assert (a - b).norm() <= 4 * (512 * 25) ** 0.5 * 2**-24 * b.norm()
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+def test_ndr_layer(curve, request, device, passes, name):
+    batch, positions, d_model, nhead, dim_feedforward, rates = SIZES[name]
+    if request.config.getoption("benchmark_disable"):
+        batch = 8
+    elif "ListOps" in name and device.type == "cpu" and not request.config.getoption("--full"):
+        pytest.skip("takes long on a CPU: --full measures it")
+    layer = sysgen.nn.NDREncoderLayer(d_model, nhead, dim_feedforward, *rates, device=device)
+    x = torch.randn(batch, positions, d_model, device=device).requires_grad_()
+    dy = torch.randn(batch, positions, d_model, device=device)
+    check(layer, x, dy)
+    backward = passes != "forward"
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    times = 3 if backward else 1
+    flops = times * batch * positions * (2 * weights + 4 * positions * d_model)
+    moved = times * 4 * (2 * x.numel() + weights)
+    curve(
+        {
+            "sysgen": Series(lambda: step(layer, layer, x, dy, backward), flops, moved, False),
+            "eager formulas": Series(
+                lambda: step(lambda x: baselines.ndr_layer(layer, x), layer, x, dy, backward), flops, moved, False
+            ),
+        },
+        figure="ndr_layer",
+        x_name="shape",
+        x=name,
+        dtype="float32",
+        passes=passes,
+    )
