@@ -66,7 +66,7 @@ class BucketBatchSampler(Sampler):
     """
 
     def __init__(self, lengths, batch_size, shuffle=True, seed=0, *, drop_last=False, infinite=False):
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths) if len(lengths) else torch.zeros(0, dtype=torch.int64)
         if lengths.dim() != 1 or lengths.is_floating_point():
             raise ValueError(f"lengths must be a list of integers, got shape {list(lengths.shape)} of {lengths.dtype}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

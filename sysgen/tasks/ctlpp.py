@@ -41,7 +41,8 @@ class Graph:
             for target in targets:
                 table[rows.index(source), :, self.groups[target]] = True
         for source, symbols, function in self.restricted:
-            table[rows.index(source), sorted(symbols), function] = True
+            for symbol in symbols:
+                table[rows.index(source), symbol, function] = True
         return table
 
     def group_of(self):
@@ -328,7 +329,7 @@ class CTLPlusPlus(ClassificationDataset):
             and allowed[group_of[f]][functions[f][symbol]][g]
             and groups[group_of[g]] in graph.ends
         ]
-        found = torch.tensor(found).view(-1, 3)
+        found = torch.tensor(found, dtype=torch.int64).view(-1, 3)
         start, steps = found[:, 0], found[:, 1:]
         return self._table_from(start, steps, self.functions[steps[:, 1], self.functions[steps[:, 0], start]])
 
