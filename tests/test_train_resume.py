@@ -44,11 +44,11 @@ class StopsAt(train.Interruption):
         super().__init__()
         self.left = n
 
-    def check(self):
+    def check(self, despite_limit=False):
         self.left -= 1
         if self.left < 0:
             self.request("test")
-        super().check()
+        super().check(despite_limit)
 
 
 SETTINGS = {**TINY, "steps": 7, "eval_every": 3, "embedding_dim": 4}
@@ -74,7 +74,7 @@ def test_stopped_everywhere(tmp_path):
         assert run(output, resume=True)["status"] == "finished"
         check_same(tmp_path / "whole", output)
         places += 1
-    assert places >= 7 + 2 * 3 - 1  # steps, batches of the three evaluations
+    assert places >= 7 + 2 * 3 + 3 - 1  # steps, batches of the three evaluations and of the final test
 
 
 @pytest.mark.parametrize("model, precision", [("ndr", "fp32"), ("transformer", "amp")])
@@ -82,7 +82,7 @@ def test_stopped_again_and_again(model, precision, tmp_path):
     """Dropout, buckets, AMP's scale and AdamW's state go on where they were."""
     settings = {"model": model, "precision": precision, "bucketed": True, "batch_size": 16}
     run(tmp_path / "whole", **settings)
-    while run(tmp_path / "stopped", resume=True, interruption=StopsAt(2), **settings)["status"] != "finished":
+    while run(tmp_path / "stopped", resume=True, interruption=StopsAt(4), **settings)["status"] != "finished":
         pass
     check_same(tmp_path / "whole", tmp_path / "stopped")
 
@@ -201,4 +201,7 @@ def test_finished_run_stays_as_it_is(tmp_path):
 def test_time_limit(tmp_path):
     result = run(tmp_path, steps=100_000, eval_every=50_000, time_limit=1.0)
     assert result["status"] == "time limit" and 0 < result["step"] < 100_000
+    # what has no steps left to do is not kept from its end
+    run(tmp_path / "a", steps=3, eval_every=3)
+    assert run(tmp_path / "a", steps=3, eval_every=3, resume=True, time_limit=1e-9)["status"] == "finished"
     assert main([*lstm(tmp_path / "b"), *flags({"time_limit": 1e-9})]) == 75

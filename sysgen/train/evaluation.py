@@ -27,7 +27,7 @@ def evaluate(model, dataset, objective, settings, device, interruption=None):
     try:
         for indices in order.split(max(settings["batch_size"], LEAST_BATCH)):
             if interruption is not None:
-                interruption.check()
+                interruption.check(despite_limit=True)
             batch = dataset.batch(indices.tolist()).to(device)
             with autocast(settings, device):
                 loss, correct = objective(model, batch)

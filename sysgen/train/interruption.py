@@ -10,7 +10,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Why a run should stop: ``reason`` is None, a signal's name, ``"time limit"`` or what the caller set it to.
+    """Whether and why a run should stop: a signal's name, ``"time limit"`` or what the caller requests.
 
     As a context manager it catches SIGINT and SIGTERM (main thread only). The first one asks for a stop; a second one
     acts as if nothing had been caught.
@@ -23,12 +23,6 @@ class Interruption:
         self._reason = None
         self._previous = {}
 
-    @property
-    def reason(self):
-        if self._reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self._reason = "time limit"
-        return self._reason
-
     def limit(self, seconds):
         """Asks for a stop in ``seconds``; None: no limit."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
@@ -36,10 +30,15 @@ class Interruption:
     def request(self, reason):
         self._reason = reason
 
-    def check(self):
-        """Raises :class:`Interrupted` if a stop was asked for."""
-        if self.reason is not None:
-            raise Interrupted(self.reason)
+    def check(self, despite_limit=False):
+        """Raises :class:`Interrupted` if a stop was asked for.
+
+        ``despite_limit``: the time limit is no reason. An evaluation that takes longer than it would never end.
+        """
+        if self._reason is not None:
+            raise Interrupted(self._reason)
+        if not despite_limit and self._deadline is not None and time.monotonic() >= self._deadline:
+            raise Interrupted("time limit")
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
