@@ -11,11 +11,6 @@
 #include "geometric_attention/geometric_attention.h"
 
 namespace sysgen {
-#if defined(SYSGEN_GEOMETRIC_ATTENTION_CUDA)
-#define SYSGEN_IF_GEOMETRIC(F) F
-#else
-#define SYSGEN_IF_GEOMETRIC(F) nullptr
-#endif
 
 struct GeometricAttentionOptions {  // in the order of the Python arguments
   double scale;
@@ -147,8 +142,8 @@ inline void register_geometric_attention(pybind11::module_& m) {
           if (a.s.batch * a.s.heads == 0) return;
           run_where("geometric_attention", a, q, scratch, num_threads, stream,
                     SYSGEN_IF_CPU(&geometric_attention_fwd_cpu),
-                    SYSGEN_IF_GEOMETRIC(&geometric_attention_fwd_cuda_scratch_bytes),
-                    SYSGEN_IF_GEOMETRIC(&geometric_attention_fwd_cuda));
+                    SYSGEN_IF_CUDA(&geometric_attention_fwd_cuda_scratch_bytes),
+                    SYSGEN_IF_CUDA(&geometric_attention_fwd_cuda));
         });
   m.def("geometric_attention_bwd",
         [](T q, T k, T v, M bias, M key_mask, M mask, T dout, M drem, T dq, T dk, T dv, M dbias, M dmask,
@@ -159,10 +154,10 @@ inline void register_geometric_attention(pybind11::module_& m) {
           if (a.s.batch * a.s.heads == 0) return;
           run_where("geometric_attention_bwd", a, q, scratch, num_threads, stream,
                     SYSGEN_IF_CPU(&geometric_attention_bwd_cpu),
-                    SYSGEN_IF_GEOMETRIC(&geometric_attention_bwd_cuda_scratch_bytes),
-                    SYSGEN_IF_GEOMETRIC(&geometric_attention_bwd_cuda));
+                    SYSGEN_IF_CUDA(&geometric_attention_bwd_cuda_scratch_bytes),
+                    SYSGEN_IF_CUDA(&geometric_attention_bwd_cuda));
         });
-#if defined(SYSGEN_GEOMETRIC_ATTENTION_CUDA)
+#if defined(SYSGEN_WITH_CUDA)
   m.def("geometric_attention_fwd_scratch_bytes",
         [](T q, T k, T v, M bias, M key_mask, M mask, T out, M rem, double scale, bool normalize, double eps,
            bool include_self, bool causal, int64_t q_offset, bool early_stop) {
