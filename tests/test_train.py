@@ -18,9 +18,9 @@ TINY = {"d_model": 16, "batch_size": 16, "steps": 4, "eval_every": 2}
 TINY_ENCODER = {"nhead": 2, "dim_feedforward": 16, "num_layers": 2}
 RUNS = {
     "ctl": ("ndr", {**TINY_ENCODER, "direction": "backward"}),
-    "arithmetic": ("transformer-rel", {**TINY_ENCODER, "num_train": 200}),
-    "listops": ("bi-lstm", {"num_layers": 2, "embedding_dim": 8, "num_train": 200}),
-    "ctlpp": ("transformer", {**TINY_ENCODER, "num_train": 1000}),
+    "arithmetic": ("transformer-rel", {**TINY_ENCODER, "num_train": 200, "num_eval": 20}),
+    "listops": ("bi-lstm", {"num_layers": 2, "embedding_dim": 8, "num_train": 200, "num_eval": 20}),
+    "ctlpp": ("transformer", {**TINY_ENCODER, "num_train": 1000, "num_eval": 20}),
     "scan": ("universal-rel", TINY_ENCODER),
 }
 
@@ -227,3 +227,34 @@ def test_compiles_as_one_graph(task, model):
         again = compiled(module, batch)
         torch.testing.assert_close(again[0], loss)
         assert torch.equal(again[1], right)
+
+
+def test_of_equally_good_checkpoints_the_latest_is_kept(tmp_path):
+    assert main(lstm(tmp_path, lr=1e-12)) == 0  # nothing is learnt, so all evaluations agree
+    accuracies = {e["validation"]["ood"]["accuracy"] for e in log.read(tmp_path / "log.jsonl") if "validation" in e}
+    assert len(accuracies) == 1
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 4
+
+
+def test_accuracy_of_sequences_is_that_of_greedy_decoding():
+    """On a model that knows some of its training sequences and not others."""
+    settings = resolve("scan", "universal", {"d_model": 32, **TINY_ENCODER, "dropout": 0.0})
+    data = Data(settings)
+    torch.manual_seed(0)
+    model, objective = build(settings, data.train), objective_for(settings)
+    batch = data.train.batch(torch.argsort(data.train.target_lengths, stable=True)[:64].tolist())
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss, right = objective(model, batch)
+        if right.float().mean() > 0.4:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    right = objective(model, batch)[1]
+    assert 0 < right.sum() < len(right)
+    tokens, lengths = model.generate(batch.tokens, batch.lengths, max_length=60)
+    for i, (length, decoded) in enumerate(zip(batch.target_lengths.tolist(), lengths.tolist())):
+        same = length == decoded and torch.equal(tokens[i, :length], batch.targets[i, :length])
+        assert same == bool(right[i])

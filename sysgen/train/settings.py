@@ -99,6 +99,7 @@ TASK_FIELDS = {
     "more_depth_valid": _count("CTL: validated on up to this much more depth than trained on, tested beyond it"),
     "growth": _choice("how arithmetic trees grow", "reference", "balanced"),
     "num_train": _count("samples in the training data"),
+    "num_eval": _count("samples in each other split"),
     "variant": _choice("split of CTL++", "A", "R", "S"),
     "overlap": _count("CTL++, variant S: functions that both groups share"),
     "symbol_overlap": _count("CTL++, variant S: symbols that are shared before each of these"),
