@@ -174,7 +174,7 @@ def bounds(
     size_ds = ((1 - p) * g_size + p * far_size).masked_fill(hidden, 0)
     e_ds = e_p * (g_size + far_size) + (1 - p) * e_g + p * e_far + 8 * u * size_ds
     e_ds = e_ds.masked_fill(hidden, 0)
-    row_size = size_ds.amax(-1)
+    row_size = torch.nn.functional.pad(size_ds, (0, 1)).amax(-1)  # also without keys
     w, e_w, size_ds, e_ds, offset = (t.gather(-1, back) for t in (w, e_w, size_ds, e_ds, take(offset)))
 
     rounded = 1 if dtype in HALF else 0

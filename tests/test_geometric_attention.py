@@ -9,6 +9,7 @@ from geometric_attention_checks import accumulator, check, make_inputs
 from support import HALF, values
 
 from sysgen import ops, reference
+from sysgen._load import core
 from sysgen._memory import peak_memory
 from sysgen.ops import _geometric_attention_ops as raw
 from sysgen.testing import check_gradients
@@ -482,3 +483,46 @@ def test_wrong_arguments(change, error, message):
 def test_wrong_arguments_of_weights(change, error, message):
     with pytest.raises(error, match=f"geometric_attention_weights: .*{message}"):
         ops.geometric_attention_weights(**{"scores": MASK, **change})
+
+
+def call_core(**change):
+    given = {
+        **dict.fromkeys(("query", "key", "value", "direction_bias", "key_mask", "mask", "out", "remainder", "scratch")),
+        **{"query": Q, "key": K, "value": K, "out": torch.empty(2, 3, 5, 4)},
+        **{"scale": 0.5, "normalize": False, "eps": 1e-12, "include_self": False, "is_causal": False, "q_offset": 0},
+        **{"early_stop": True, "num_threads": 1, "stream": 0, **change},
+    }
+    core.geometric_attention_fwd(*given.values())
+    return given["out"]
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"query": Q.long()}, TypeError, "query must be float64, float32, bfloat16, float16, got int64"),
+        ({"query": Q[0]}, ValueError, r"query must have 4 dimensions \[B, H, L, D\], got shape \[3, 5, 4\]"),
+        ({"key": K[..., :3]}, ValueError, r"key must have shape \[2, 3, 6, 4\], got \[2, 3, 6, 3\]"),
+        ({"value": K.half()}, TypeError, "value must be float32, got float16"),
+        ({"query": Q.mT.contiguous().mT}, ValueError, "query must have an inner stride of 1"),
+        ({"direction_bias": BIAS.half()}, TypeError, "direction_bias must be float32, got float16"),
+        ({"direction_bias": BIAS[..., :1].expand(2, 3, 5, 2)}, ValueError, "direction_bias must have an inner stride"),
+        ({"key_mask": PADDING.int()}, TypeError, "key_mask must be bool, uint8, got int32"),
+        ({"key_mask": PADDING.mT.contiguous().mT}, ValueError, "key_mask must have an inner stride of 1"),
+        ({"mask": MASK}, ValueError, r"mask must have shape \[2, 3, 5, 6\], got \[5, 6\]"),
+        ({"mask": MASK.double().expand(2, 3, 5, 6)}, TypeError, "mask must be float32, bool, uint8, got float64"),
+        ({"remainder": torch.empty(2, 3, 5).mT}, ValueError, "remainder must have shape"),
+        ({"scale": math.inf}, ValueError, "scale must be finite, got inf"),
+        ({"eps": 0.0}, ValueError, "eps must be positive, got 0"),
+        ({"out": torch.empty(2, 3, 5, 4).double()}, TypeError, "out must be float32, got float64"),
+    ],
+)
+def test_what_the_core_cannot_take(change, error, message):
+    with pytest.raises(error, match=OP + message):
+        call_core(**change)
+
+
+def test_the_core_takes_numpy_arrays():
+    value = values(torch.Generator().manual_seed(0), K.shape)
+    expected = ops.geometric_attention(Q, K, value)
+    arrays = {"query": Q.numpy(), "key": K.numpy(), "value": value.numpy(), "out": torch.empty(2, 3, 5, 4).numpy()}
+    assert torch.equal(torch.from_numpy(call_core(**arrays)), expected)

@@ -32,12 +32,32 @@ def tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=7, num_exp
     }
 
 
+def attention_tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=7):
+    """Arguments of the attention operations: k heads of width d, as many queries as tokens, h keys."""
+    g = torch.Generator().manual_seed(0)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    batch, queries = 2, lead[0]
+    mask = values(g, (queries, h), accumulator, device)
+    return {
+        "heads": [values(g, (batch, k, n, d), dtype, device) for n in (queries, h, h)],
+        "direction_bias": values(g, (batch, k, queries, 2), accumulator, device),
+        "key_mask": torch.rand(batch, h, generator=g).to(device) < 0.3,
+        "mask": mask.expand(batch, k, queries, h),
+        "hidden": (mask > 0.5).expand(batch, k, queries, h),
+        "dout": values(g, (batch, k, queries, d), dtype, device),
+        "dremainder": values(g, (batch, k, queries), accumulator, device),
+    }
+
+
 def samples(dtype=torch.float32, device="cpu", **sizes):
     """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
     t = tensors(dtype, device, **sizes)
     r = ops.route(t["ids"], t["weight"].shape[0])
     route, wide = r[:3], torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     x, rows, w, gate, bias, y, y_rows = (t[n] for n in ("x", "rows", "weight", "gate", "bias", "y", "y_rows"))
+    a = attention_tensors(dtype, device, **sizes)
+    sequence_major = [u.transpose(1, 2).contiguous().transpose(1, 2) for u in a["heads"]]
+    masks, switches = (a["direction_bias"], a["key_mask"], a["mask"]), (0.5, True, 1e-12, False, False, 1, True)
     return {
         "route_fwd": [(t["ids"], 3), (t["ids"].int(), 3)],
         "cvmm_fwd": [
@@ -47,6 +67,14 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_bwd_x": [(y, w, *route, gate, x, True, 0), (y_rows, w, *route, None, rows, False, 0)],
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
+        "geometric_attention_fwd": [
+            (*a["heads"], *masks, *switches, True),
+            (*(u.mT.contiguous().mT for u in a["heads"]), None, None, a["hidden"], *switches, False),
+        ],
+        "geometric_attention_bwd": [
+            (*a["heads"], *masks, a["dout"], a["dremainder"], *switches, True, True),
+            (*sequence_major, *masks[:2], a["hidden"], a["dout"], None, *switches, False, False),
+        ],
     }
 
 
