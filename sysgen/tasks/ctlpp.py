@@ -112,7 +112,7 @@ class CTLPlusPlus(ClassificationDataset):
         split: one of the names above, or several that are joined.
         variant: ``"A"``, ``"R"`` or ``"S"``.
         seed: int. All splits of one seed and variant belong together.
-        progress: unused, the data take a few seconds.
+        progress: unused, the data take about a second.
         overlap: S: number of functions in o, a multiple of 4 in [4, 28]; 16 if None.
         symbol_overlap: S: number of symbols shared before each of them, in [1, 8]; 6 if None.
         num_train, num_eval: numbers of samples.
