@@ -37,13 +37,13 @@ def attention_tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=
     g = torch.Generator().manual_seed(0)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     batch, queries = 2, lead[0]
-    mask = values(g, (queries, h), accumulator, device)
+    mask = values(g, (batch, k, queries, h), accumulator, device)
     return {
         "heads": [values(g, (batch, k, n, d), dtype, device) for n in (queries, h, h)],
         "direction_bias": values(g, (batch, k, queries, 2), accumulator, device),
         "key_mask": torch.rand(batch, h, generator=g).to(device) < 0.3,
-        "mask": mask.expand(batch, k, queries, h),
-        "hidden": (mask > 0.5).expand(batch, k, queries, h),
+        "mask": mask,
+        "hidden": (mask[:1, :1] > 0.5).expand(batch, k, queries, h),
         "dout": values(g, (batch, k, queries, d), dtype, device),
         "dremainder": values(g, (batch, k, queries), accumulator, device),
     }
