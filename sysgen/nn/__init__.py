@@ -2,6 +2,7 @@
 
 from .act import ACTEncoder
 from .classifier import SequenceClassifier
+from .dnc import DNC
 from .embedding import Embedding
 from .encoders import SharedEncoder, StackedEncoder
 from .geometric_attention import GeometricMultiheadAttention
@@ -17,6 +18,7 @@ from .softmax_attention import SoftmaxMultiheadAttention
 from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
+    "DNC",
     "ACTEncoder",
     "Embedding",
     "GeometricMultiheadAttention",

@@ -115,6 +115,72 @@ def ntm_address(memory, key, strength, gate, shift, sharpness, previous):
     return torch.where(some, F.softmax(torch.where(some, exponent, 0), 2), 0)
 
 
+def dnc_step(x, state, weights, masked, dealloc, sharpen, detach_write, mask_min, clip, eps):
+    """One step of :func:`dnc_sequence`: x [B, X] -> (the nine tensors of the new state, all else that was computed)."""
+    weight_input, weight_hidden, weight_reads, bias, weight_interface, bias_interface = weights
+    hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads = state
+    b, r, w = reads.shape
+
+    def oneplus(x):
+        return 1 + F.softplus(x)
+
+    def mask(x, *shape):
+        return (x.sigmoid() * (1 - mask_min) + mask_min).view(*shape)
+
+    gates = F.linear(x, weight_input, bias) + F.linear(hidden, weight_hidden)
+    i, f, g, o = (gates + F.linear(reads.flatten(1), weight_reads)).chunk(4, 1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    hidden = o.sigmoid() * cell.tanh()
+
+    parts = F.linear(hidden, weight_interface, bias_interface).clamp(-clip, clip)
+    sizes = [w, w, w, r, 1, 1, 1, r * w, r, 3 * r]
+    sizes[:0] = [w] * masked
+    sizes[7 + masked : 7 + masked] = [r * w] * masked
+    parts = iter(parts.split(sizes + [r, r] * sharpen, 1))
+    write_mask = mask(next(parts), b, 1, w) if masked else None
+    write_key, erase, value, free = next(parts), next(parts).sigmoid(), next(parts), next(parts).sigmoid()
+    write_strength, allocation_gate, write_gate = oneplus(next(parts)), next(parts).sigmoid(), next(parts).sigmoid()
+    read_mask = mask(next(parts), b, r, w) if masked else None
+    read_key, read_strength = next(parts).view(b, r, w), oneplus(next(parts))
+    mode = next(parts).view(b, r, 3).softmax(2)
+    sharp = [oneplus(next(parts)), oneplus(next(parts))] if sharpen else [None, None]
+
+    write_content = content_address(memory, write_key[:, None], write_strength, write_mask, eps)[:, 0]
+    kept = retention(read_weights, free)
+    usage = usage_update(usage, write_weights, kept, detach_write)
+    allocated = allocation(usage, eps)
+    write_weights = write_gate * (allocation_gate * allocated + (1 - allocation_gate) * write_content)
+    memory = memory_write(memory, write_weights, erase, value, kept if dealloc else None)
+    link, precedence = link_update(link, precedence, write_weights)
+    forward, backward = link_read(link, read_weights, *sharp, eps)
+    read_content = content_address(memory, read_key, read_strength, read_mask, eps)
+    read_weights = mode[..., :1] * backward + mode[..., 1:2] * read_content + mode[..., 2:] * forward
+    reads = memory_read(memory, read_weights)
+    computed = {
+        "write_mask": None if write_mask is None else write_mask[:, 0],
+        "write_key": write_key,
+        "write_strength": write_strength[:, 0],
+        "write_content": write_content,
+        "erase": erase,
+        "value": value,
+        "free_gates": free,
+        "retention": kept,
+        "allocation": allocated,
+        "allocation_gate": allocation_gate[:, 0],
+        "write_gate": write_gate[:, 0],
+        "read_mask": read_mask,
+        "read_key": read_key,
+        "read_strength": read_strength,
+        "read_content": read_content,
+        "read_mode": mode,
+        "forward": forward,
+        "backward": backward,
+        "sharp_forward": sharp[0],
+        "sharp_backward": sharp[1],
+    }
+    return (hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads), computed
+
+
 def dnc_sequence(
     input,
     state,
@@ -136,51 +202,11 @@ def dnc_sequence(
     checkpoint_every=None,
 ):
     """Definition of :func:`sysgen.ops.dnc_sequence`, whose arguments and results it has."""
-    reads_shape = state.reads.shape
-    b, r, w = reads_shape
-
-    def oneplus(x):
-        return 1 + F.softplus(x)
-
-    def mask(x, *shape):
-        return (x.sigmoid() * (1 - mask_min) + mask_min).view(*shape)
-
-    def step(x, state):
-        hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads = state
-        gates = F.linear(x, weight_input, bias) + F.linear(hidden, weight_hidden)
-        i, f, g, o = (gates + F.linear(reads.flatten(1), weight_reads)).chunk(4, 1)
-        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        hidden = o.sigmoid() * cell.tanh()
-
-        parts = F.linear(hidden, weight_interface, bias_interface).clamp(-clip, clip)
-        sizes = [w, w, w, r, 1, 1, 1, r * w, r, 3 * r]
-        sizes[:0] = [w] * masked
-        sizes[7 + masked : 7 + masked] = [r * w] * masked
-        parts = iter(parts.split(sizes + [r, r] * sharpen, 1))
-        write_mask = mask(next(parts), b, 1, w) if masked else None
-        write_key, erase, value, free = next(parts), next(parts).sigmoid(), next(parts), next(parts).sigmoid()
-        write_strength, allocation_gate, write_gate = oneplus(next(parts)), next(parts).sigmoid(), next(parts).sigmoid()
-        read_mask = mask(next(parts), b, r, w) if masked else None
-        read_key, read_strength = next(parts).view(b, r, w), oneplus(next(parts))
-        mode = next(parts).view(b, r, 3).softmax(2)
-        sharp = [oneplus(next(parts)), oneplus(next(parts))] if sharpen else [None, None]
-
-        content = content_address(memory, write_key[:, None], write_strength, write_mask, eps)[:, 0]
-        kept = retention(read_weights, free)
-        usage = usage_update(usage, write_weights, kept, detach_write)
-        allocated = allocation(usage, eps)
-        write_weights = write_gate * (allocation_gate * allocated + (1 - allocation_gate) * content)
-        memory = memory_write(memory, write_weights, erase, value, kept if dealloc else None)
-        link, precedence = link_update(link, precedence, write_weights)
-        forward, backward = link_read(link, read_weights, *sharp, eps)
-        content = content_address(memory, read_key, read_strength, read_mask, eps)
-        read_weights = mode[..., :1] * backward + mode[..., 1:2] * content + mode[..., 2:] * forward
-        reads = memory_read(memory, read_weights)
-        return hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads
-
+    weights = weight_input, weight_hidden, weight_reads, bias, weight_interface, bias_interface
+    b = len(state.hidden)
     hidden_out, reads_out = [], []
     for t, x in enumerate(input):
-        new = step(x, state)
+        new, _ = dnc_step(x, state, weights, masked, dealloc, sharpen, detach_write, mask_min, clip, eps)
         if lengths is None:
             hidden, reads = new[0], new[8]
         else:
@@ -191,5 +217,5 @@ def dnc_sequence(
         hidden_out.append(hidden)
         reads_out.append(reads)
     if not hidden_out:
-        return input.new_zeros(0, *state.hidden.shape), input.new_zeros(0, *reads_shape), state
+        return input.new_zeros(0, *state.hidden.shape), input.new_zeros(0, *state.reads.shape), state
     return torch.stack(hidden_out), torch.stack(reads_out), state
