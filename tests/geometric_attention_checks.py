@@ -99,7 +99,8 @@ def bounds(
     - sums over n keys have 4·√n·u of the sum of absolute values; exp(x) has a relative error of (4 + 2·|x|)·u;
     - normalised, <dout, v> and <dout, out> are counted apart: their difference may be small;
     - U adds the errors of its terms; dS = (1 − P) g − P U has 8 u of its two products on top of their errors;
-    - for half types, A and dS may be rounded to them for the products with value, key, query and dout.
+    - for half types, A and dS may be rounded to them for the products with value, key, query and dout, where they may
+      be subnormal.
     """
     q, k, v = (inputs[n].detach() for n in TENSORS[:3])
     bias, padding, mask = (inputs[n].detach() if n in inputs else None for n in TENSORS[3:])
@@ -178,6 +179,7 @@ def bounds(
     w, e_w, size_ds, e_ds, offset = (t.gather(-1, back) for t in (w, e_w, size_ds, e_ds, take(offset)))
 
     rounded = 1 if dtype in HALF else 0
+    lost = rounded * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2  # where A or dS is subnormal
 
     def limit(name, magnitude, error, *lengths, roundings=0):
         def of(result_dtype):
@@ -193,11 +195,11 @@ def bounds(
     scale = abs(scale)
     found = {
         "row_size": row_size,
-        "out": limit("out", w @ v.abs(), e_w @ v.abs(), s, **heads),
+        "out": limit("out", w @ v.abs(), (e_w + lost) @ v.abs(), s, **heads),
         "remainder": limit("remainder", torch.zeros_like(rem), e_rem),
-        "query": limit("query", scale * (size_ds @ k.abs()), scale * (e_ds @ k.abs()), s, **heads),
-        "key": limit("key", scale * (size_ds.mT @ q.abs()), scale * (e_ds.mT @ q.abs()), l, **heads),
-        "value": limit("value", w.mT @ dout.abs(), e_w.mT @ dout.abs(), l, **heads),
+        "query": limit("query", scale * (size_ds @ k.abs()), scale * ((e_ds + lost) @ k.abs()), s, **heads),
+        "key": limit("key", scale * (size_ds.mT @ q.abs()), scale * ((e_ds + lost).mT @ q.abs()), l, **heads),
+        "value": limit("value", w.mT @ dout.abs(), (e_w + lost).mT @ dout.abs(), l, **heads),
         "direction_bias": limit("direction_bias", side(size_ds), side(e_ds), s),
     }
     if mask is not None:
