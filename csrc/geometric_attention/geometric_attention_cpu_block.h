@@ -102,6 +102,91 @@ struct Head {
   int64_t keys() const { return end - begin; }
 };
 
+// Scores of rows [row, row + rows) of a head, rows in the lanes: columns[j * pitch + r]. Keys count from
+// head.begin, and so does `position`, that of the first row.
+template <class T>
+struct ScoreColumns {
+  using A = Accumulator<T>;
+  using V = Vector<A>;
+  static constexpr int L = kLanes<A>;
+
+  const Head<T>& head;
+  A* columns;
+  int64_t pitch, row, rows, position;
+  int strips;
+  V bias_left[kStrips], bias_right[kStrips];
+
+  ScoreColumns(const Head<T>& owner, A* to) : head(owner), columns(to) {}
+
+  void open(int64_t first, int64_t count, int64_t column_pitch = 0) {
+    row = first;
+    rows = count;
+    strips = count > L ? 2 : 1;
+    pitch = column_pitch ? column_pitch : strips * L;
+    position = row + head.offset - head.begin;
+    load_bias();
+  }
+
+  A* at(int64_t j) const { return columns + j * pitch; }
+  int64_t position_of(int s) const { return position + s * L; }
+  int64_t rows_of(int s) const { return min_of(L, rows - s * L); }
+
+  // <q, k> of keys [from, to) becomes the score.
+  void finish(int64_t from, int64_t to) const {
+    const GeometricAttentionScores& a = head.s;
+    const A scale = static_cast<A>(a.scale);
+    const VectorI<A> lane = lane_numbers<A>();
+    for (int s = 0; s < strips; ++s) {
+      const int64_t p = position_of(s);
+      for (int64_t j = from; j < to; ++j) {
+        A* const score = at(j) + s * L;
+        V bias = j < p ? bias_left[s] : bias_right[s];
+        if (a.bias && j >= p && j < p + L) {
+          const VectorI<A> distance = static_cast<typename IntegerOf<A>::type>(j - p) - lane;
+          bias = distance < 0 ? bias_left[s] : distance > 0 ? bias_right[s] : V{};
+        }
+        store(score, load(score) * scale + bias);
+      }
+    }
+    if (head.hidden || a.mask.data) mask_columns(from, to);
+  }
+
+ private:
+  void load_bias() {
+    const GeometricAttentionScores& a = head.s;
+    for (int s = 0; s < kStrips; ++s) bias_left[s] = bias_right[s] = V{};
+    if (!a.bias) return;
+    const A* bias = static_cast<const A*>(a.bias) + head.b * a.bias_stride_b + head.h * a.bias_stride_h +
+                    row * a.bias_stride_l;
+    for (int64_t r = 0; r < rows; ++r, bias += a.bias_stride_l) {
+      bias_left[r / L][r % L] = bias[0];
+      bias_right[r / L][r % L] = bias[1];
+    }
+  }
+
+  void mask_columns(int64_t from, int64_t to) const {
+    const A never = -static_cast<A>(__builtin_inf());
+    const ScoreMask& m = head.s.mask;
+    for (int64_t j = from; j < to; ++j) {
+      A* const score = at(j);
+      if (head.hidden && head.hidden[head.begin + j]) {
+        for (int s = 0; s < strips; ++s) store(score + s * L, splat(never));
+      } else if (m.data) {
+        int64_t index =
+            head.b * m.stride_b + head.h * m.stride_h + row * m.stride_l + (head.begin + j) * m.stride_s;
+        for (int64_t r = 0; r < rows; ++r, index += m.stride_l) {
+          if (m.additive) {
+            const A x = static_cast<const A*>(m.data)[index];
+            score[r] = x == never ? never : score[r] + x;
+          } else if (static_cast<const uint8_t*>(m.data)[index]) {
+            score[r] = never;
+          }
+        }
+      }
+    }
+  }
+};
+
 // Rows [row, row + rows) of a head, in strips of one vector. Panels hold one vector for each signed distance
 // at which the strip has keys.
 template <class T>
@@ -113,7 +198,8 @@ class Block {
 
   const Head<T>& head;
   const int64_t keys, pitch;  // elements of a panel
-  A *columns, *odds, *weights, *gradients;
+  ScoreColumns<T> columns;
+  A *odds, *weights, *gradients;
 
   int64_t row, rows;
   int strips;
@@ -121,11 +207,12 @@ class Block {
   int64_t reached;    // distance
   Survival<A> survival[kStrips];
 
-  Block(const Head<T>& owner, bool backward) : head(owner), keys(owner.keys()), pitch((keys + L - 1) * L) {
+  Block(const Head<T>& owner, bool backward)
+      : head(owner), keys(owner.keys()), pitch((keys + L - 1) * L), columns(owner, nullptr) {
     const int64_t columns_size = keys * kStrips * L, panels = backward ? 3 : 2;
-    columns =
+    columns.columns =
         static_cast<A*>(thread_scratch(kSlotPanels, sizeof(A) * (columns_size + panels * kStrips * pitch)));
-    odds = columns + columns_size;
+    odds = columns.columns + columns_size;
     weights = odds + kStrips * pitch;
     gradients = backward ? weights + kStrips * pitch : nullptr;
   }
@@ -133,13 +220,13 @@ class Block {
   void open(int64_t first, int64_t count) {
     row = first;
     rows = count;
-    strips = count > L ? 2 : 1;
-    position = row + head.offset - head.begin;
+    columns.open(first, count);
+    strips = columns.strips;
   }
 
   // Position of a strip's first row, counted from head.begin.
-  int64_t position_of(int s) const { return position + s * L; }
-  int64_t rows_of(int s) const { return min_of(L, rows - s * L); }
+  int64_t position_of(int s) const { return columns.position_of(s); }
+  int64_t rows_of(int s) const { return columns.rows_of(s); }
 
   // A panel's vector at signed distance d.
   A* at(A* panel, int s, int64_t d) const { return panel + s * pitch + (d + position_of(s) + L - 1) * L; }
@@ -157,8 +244,7 @@ class Block {
   // Weights and odds of all rows; packed: the queries.
   void weigh(const A* packed) {
     const GeometricAttentionScores& a = head.s;
-    const int64_t p = position, last = position + rows - 1;
-    load_bias();
+    const int64_t p = position_of(0), last = p + rows - 1;
     for (int s = 0; s < kStrips; ++s) survival[s] = {};
     int64_t farthest = 0;
     for (int s = 0; s < strips; ++s) farthest = max_of(farthest, max_of(right(s).last, left(s).last));
@@ -203,10 +289,12 @@ class Block {
   // <dout, v> of the keys that were reached, into `gradients`; packed: dout.
   void values(const A* packed) {
     if (low >= high) return;
-    scores(head.s.width, packed, strips, head.v[low], head.v.stride, high - low, column(low));
+    scores(head.s.width, packed, strips, head.v[low], head.v.stride, high - low, columns.at(low),
+           columns.pitch);
     for (int s = 0; s < strips; ++s) {
       const int64_t p = position_of(s), from = low - p - (L - 1), to = high - 1 - p;
-      skew(columns + s * L, strips * L, p + from, to - from + 1, low, high, A(0), at(gradients, s, from));
+      skew(columns.columns + s * L, columns.pitch, p + from, to - from + 1, low, high, A(0),
+           at(gradients, s, from));
     }
   }
 
@@ -232,10 +320,8 @@ class Block {
     }
     V farther = survival[s].remaining() * drem;
     const auto visit = [&](int64_t d) {
-      const V o = load(at(odds, s, d)), small = absolute<A>(o), big = 1 - small;
       const V g = load(at(weights, s, d)) * (load(at(gradients, s, d)) - mean);
-      const auto rare = bits_as<VectorI<A>>(o) < 0;
-      const V ds = (rare ? big : small) * g - (rare ? small : big) * farther;
+      const V ds = score_gradient(load(at(odds, s, d)), g, farther);
       farther += g;
       store(at(gradients, s, d), ds);
       return ds;
@@ -265,70 +351,17 @@ class Block {
   }
 
  private:
-  int64_t position;
-  V bias_left[kStrips], bias_right[kStrips];
-
-  void load_bias() {
-    const GeometricAttentionScores& a = head.s;
-    for (int s = 0; s < kStrips; ++s) bias_left[s] = bias_right[s] = V{};
-    if (!a.bias) return;
-    const A* bias = static_cast<const A*>(a.bias) + head.b * a.bias_stride_b + head.h * a.bias_stride_h +
-                    row * a.bias_stride_l;
-    for (int64_t r = 0; r < rows; ++r, bias += a.bias_stride_l) {
-      bias_left[r / L][r % L] = bias[0];
-      bias_right[r / L][r % L] = bias[1];
-    }
-  }
-
-  A* column(int64_t j) const { return columns + j * strips * L; }
-
   // Scores of keys [from, to).
   void compute(const A* packed, int64_t from, int64_t to) {
     if (from >= to) return;
-    const GeometricAttentionScores& a = head.s;
-    scores(a.width, packed, strips, head.k[from], head.k.stride, to - from, column(from));
-    const A scale = static_cast<A>(a.scale);
-    const VectorI<A> lane = lane_numbers<A>();
-    for (int s = 0; s < strips; ++s) {
-      const int64_t p = position_of(s);
-      for (int64_t j = from; j < to; ++j) {
-        A* const at = column(j) + s * L;
-        V bias = j < p ? bias_left[s] : bias_right[s];
-        if (j >= p && j < p + L) {
-          const VectorI<A> distance = static_cast<typename IntegerOf<A>::type>(j - p) - lane;
-          bias = distance < 0 ? bias_left[s] : distance > 0 ? bias_right[s] : V{};
-        }
-        store(at, load(at) * scale + bias);
-      }
-    }
-    if (head.hidden || a.mask.data) mask_columns(from, to);
-  }
-
-  void mask_columns(int64_t from, int64_t to) {
-    const A never = -static_cast<A>(__builtin_inf());
-    const ScoreMask& m = head.s.mask;
-    for (int64_t j = from; j < to; ++j) {
-      A* const at = column(j);
-      if (head.hidden && head.hidden[head.begin + j]) {
-        for (int s = 0; s < strips; ++s) store(at + s * L, splat(never));
-      } else if (m.data) {
-        int64_t index =
-            head.b * m.stride_b + head.h * m.stride_h + row * m.stride_l + (head.begin + j) * m.stride_s;
-        for (int64_t r = 0; r < rows; ++r, index += m.stride_l) {
-          if (m.additive) {
-            const A x = static_cast<const A*>(m.data)[index];
-            at[r] = x == never ? never : at[r] + x;
-          } else if (static_cast<const uint8_t*>(m.data)[index]) {
-            at[r] = never;
-          }
-        }
-      }
-    }
+    scores(head.s.width, packed, strips, head.k[from], head.k.stride, to - from, columns.at(from),
+           columns.pitch);
+    columns.finish(from, to);
   }
 
   void skew_scores(int s, int64_t from, int64_t to) {
     if (from > to) return;
-    skew(columns + s * L, strips * L, position_of(s) + from, to - from + 1, 0, keys,
+    skew(columns.columns + s * L, columns.pitch, position_of(s) + from, to - from + 1, 0, keys,
          -static_cast<A>(__builtin_inf()), at(odds, s, from));
   }
 

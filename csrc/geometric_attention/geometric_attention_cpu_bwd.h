@@ -2,6 +2,7 @@
 // dv; the number of groups, and so the order of the sums, depends on the shapes only.
 #pragma once
 #include "geometric_attention/geometric_attention_cpu_block.h"
+#include "geometric_attention/geometric_attention_cpu_small.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -15,6 +16,11 @@ class Bwd {
   void run() {
     const int64_t heads = s.batch * s.heads, blocks = ceil_div(s.queries, kRows);
     if (heads == 0) return;
+    if (is_small<T>(s)) {
+      for_each_task(ceil_div(heads, L), threads,
+                    [&](int64_t task) { small_bwd<T>(a, task * L, min_of(heads, (task + 1) * L)); });
+      return;
+    }
     const int64_t wanted = max_of(1, min_of(blocks / kLeastBlocks, ceil_div(kTasks, heads)));
     const int64_t blocks_each = ceil_div(blocks, wanted);
     groups = max_of(1, ceil_div(blocks, max_of(1, blocks_each)));

@@ -1,6 +1,7 @@
 // geometric_attention_fwd on the CPU: a task owns some rows of one (b, h).
 #pragma once
 #include "geometric_attention/geometric_attention_cpu_block.h"
+#include "geometric_attention/geometric_attention_cpu_small.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -14,6 +15,11 @@ class Fwd {
   void run() {
     const int64_t heads = s.batch * s.heads, blocks = ceil_div(s.queries, kRows);
     if (heads == 0 || blocks == 0) return;
+    if (is_small<T>(s)) {
+      for_each_task(ceil_div(heads, L), threads,
+                    [&](int64_t task) { small_fwd<T>(a, task * L, min_of(heads, (task + 1) * L)); });
+      return;
+    }
     const int64_t wanted = threads == 1 ? 1 : min_of(blocks, ceil_div(4 * threads, heads));
     const int64_t blocks_each = ceil_div(blocks, wanted), ranges = ceil_div(blocks, blocks_each);
     for_each_task(heads * ranges, threads, [&](int64_t task) {

@@ -92,7 +92,7 @@ inline Vector<double> exp_of(Vector<double> x) {
 }
 
 // log(u) for u in [0, 1], to an ulp or two, also near 1: u = 2^k m, m in [2/3, 4/3), log m = 2 atanh(t),
-// t = (m - 1) / (m + 1).
+// t = (m - 1) / (m + 1). log(0) is -10^4: small enough, and sums of it stay finite.
 template <class A>
 inline Vector<A> log_of(Vector<A> u) {
   using V = Vector<A>;
@@ -110,28 +110,43 @@ inline Vector<A> log_of(Vector<A> u) {
 #pragma GCC unroll 16
   for (int i = kTerms - 1; i > 0; --i) p = p * z + A(1) / (2 * i + 1);
   const V log = n * kHigh + (n * kLow + (2 * t + 2 * t * z * p));
-  return u < kSmallest ? splat(-static_cast<A>(__builtin_inf())) : log;
+  return u < kSmallest ? splat(A(-1e4)) : log;
+}
+
+// Exchanges the upper half of each block of 2 H lanes of `a` with the lower half of that of b.
+template <class A, int H>
+inline void exchange(Vector<A>& a, Vector<A>& b) {
+  constexpr int L = kLanes<A>;
+  VectorI<A> low = {}, high = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    low[i] = i & H ? L + i - H : i;
+    high[i] = i & H ? L + i : i + H;
+  }
+  const Vector<A> lower = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, high);
+  a = lower;
 }
 
 // v[i][j] <-> v[j][i].
-template <class A>
+template <class A, int H = kLanes<A> / 2>
 inline void transpose(Vector<A> (&v)[kLanes<A>]) {
-  constexpr int L = kLanes<A>;
-#pragma GCC unroll 4
-  for (int h = L / 2; h > 0; h /= 2) {
-    VectorI<A> low = {}, high = {};
-    for (int i = 0; i < L; ++i) {
-      low[i] = i & h ? L + i - h : i;
-      high[i] = i & h ? L + i : i + h;
-    }
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      if (i & h) continue;
-      const Vector<A> a = v[i], b = v[i + h];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + h] = __builtin_shuffle(a, b, high);
-    }
+  for (int i = 0; i < kLanes<A>; ++i)
+    if ((i & H) == 0) exchange<A, H>(v[i], v[i + H]);
+  if constexpr (H > 1) transpose<A, H / 2>(v);
+}
+
+// Lane i: the sum of the lanes of v[i].
+template <class A, int H = kLanes<A> / 2>
+inline Vector<A> sums_of_lanes(Vector<A> (&v)[kLanes<A>]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < H; ++i) {
+    exchange<A, H>(v[i], v[i + H]);
+    v[i] += v[i + H];
   }
+  if constexpr (H > 1) return sums_of_lanes<A, H / 2>(v);
+  return v[0];
 }
 
 }  // namespace

@@ -42,9 +42,9 @@ void pack_rows(const T* rows, int64_t stride, int64_t count, int64_t depth, int 
     }
 }
 
-// out[c][s] = sum over k of packed[k][s] * keys[c][k], for N keys.
+// out[c * pitch + s L] = sum over k of packed[k][s] * keys[c][k], for N keys.
 template <class A, int S, int N>
-void scores_kernel(int64_t depth, const A* packed, const A* keys, int64_t stride, A* out) {
+void scores_kernel(int64_t depth, const A* packed, const A* keys, int64_t stride, A* out, int64_t pitch) {
   constexpr int L = kLanes<A>;
   const A* key[N];
 #pragma GCC unroll 8
@@ -62,11 +62,11 @@ void scores_kernel(int64_t depth, const A* packed, const A* keys, int64_t stride
 #pragma GCC unroll 8
   for (int c = 0; c < N; ++c)
 #pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) store(out + (c * S + s) * L, u[c][s]);
+    for (int s = 0; s < S; ++s) store(out + c * pitch + s * L, u[c][s]);
 }
 
 template <class A>
-using ScoresKernel = void (*)(int64_t, const A*, const A*, int64_t, A*);
+using ScoresKernel = void (*)(int64_t, const A*, const A*, int64_t, A*, int64_t);
 template <class A, int S, int N = kScoreColumns>
 ScoresKernel<A> scores_kernel_for(int64_t columns) {
   if (columns == N) return &scores_kernel<A, S, N>;
@@ -74,16 +74,53 @@ ScoresKernel<A> scores_kernel_for(int64_t columns) {
   __builtin_unreachable();
 }
 
-// out[c][s][r] = <row s L + r, key c> for c < count.
+// out[c * pitch + s L + r] = <row s L + r, key c> for c < count.
 template <class A>
-void scores(int64_t depth, const A* packed, int strips, const A* keys, int64_t stride, int64_t count,
-            A* out) {
+void scores(int64_t depth, const A* packed, int strips, const A* keys, int64_t stride, int64_t count, A* out,
+            int64_t pitch) {
   const Parts parts(count, kScoreColumns);
   for (int64_t p = 0; p < parts.count; ++p) {
     const int64_t n = parts[p];
-    (strips == 1 ? scores_kernel_for<A, 1>(n) : scores_kernel_for<A, 2>(n))(depth, packed, keys, stride, out);
+    (strips == 1 ? scores_kernel_for<A, 1>(n) : scores_kernel_for<A, 2>(n))(depth, packed, keys, stride, out,
+                                                                            pitch);
     keys += n * stride;
-    out += n * strips * kLanes<A>;
+    out += n * pitch;
+  }
+}
+
+// The same for rows that are not packed: the contraction runs over the lanes, and the sums of as many tiles'
+// lanes as a vector has are added up at once. Writes whole groups of kDotRows rows.
+constexpr int kDotRows = kVectorBytes / 8 < 4 ? 2 : 4;
+
+template <class A>
+void dots(int64_t depth, const A* rows, int64_t row_stride, int64_t num_rows, const A* keys,
+          int64_t key_stride, int64_t num_keys, A* out, int64_t pitch) {
+  constexpr int L = kLanes<A>, R = kDotRows, K = L / R;
+  for (int64_t c = 0; c < num_keys; c += K) {
+    const A* key[K];
+#pragma GCC unroll 8
+    for (int j = 0; j < K; ++j) key[j] = keys + min_of(c + j, num_keys - 1) * key_stride;
+    for (int64_t r = 0; r < num_rows; r += R) {
+      const A* row[R];
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) row[i] = rows + min_of(r + i, num_rows - 1) * row_stride;
+      Vector<A> u[L] = {};
+      for (int64_t k = 0; k < depth; k += L) {
+        Vector<A> x[R];
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) x[i] = load(row[i] + k);
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) {
+          const Vector<A> y = load(key[j] + k);
+#pragma GCC unroll 4
+          for (int i = 0; i < R; ++i) u[j * R + i] += x[i] * y;
+        }
+      }
+      alignas(64) A sums[L];
+      store(sums, sums_of_lanes<A>(u));
+      for (int64_t j = 0; j < min_of(K, num_keys - c); ++j)
+        __builtin_memcpy(out + (c + j) * pitch + r, sums + j * R, sizeof(A) * R);
+    }
   }
 }
 

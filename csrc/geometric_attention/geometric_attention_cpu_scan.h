@@ -11,7 +11,7 @@
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
-constexpr int kGroup = 4;
+constexpr int kGroup = 8;
 
 // to[n][r] = from[n + r][r] for n < count; columns of `from` exist for low <= column < high, others are
 // `outside`. Lane r takes a column r later by one blend for each bit of r.
@@ -66,16 +66,16 @@ template <class A>
 class Survival {
  public:
   using V = Vector<A>;
-  V log = {};
+  V log = {};  // without `low`
 
   // The weight of the next key with score s; `odds` gets min(P, 1 - P), negative where that is P.
   V meet(V s, V& odds) {
-    const V e = exp_of(-absolute<A>(s)), r = reciprocal<A>(1 + e), small = e * r;
+    const V e = exp_of(-absolute<A>(s)), small = e * reciprocal<A>(1 + e), large = 1 - small;
     const auto likely = s > 0;
-    const V within = (likely ? r : small) * product;
+    const V within = (likely ? large : small) * product;
     odds = likely ? small : -small;
     matched += within;
-    product *= likely ? small : r;
+    product *= likely ? small : large;
     return within * before;
   }
 
@@ -83,8 +83,11 @@ class Survival {
     const auto rare = matched < A(0.5);
     const V left = 1 - matched, u = rare ? left : product;
     const V lost = (1 - left) - matched;  // by rounding 1 - matched
-    log += log_of<A>(u) + (rare ? lost / u : V{});
-    before = exp_of(log);
+    const V more = log_of<A>(u) + (rare ? lost / u : V{}), sum = log + more;
+    low += (log - sum) + more;  // what rounding the sum lost
+    log = sum;
+    const V e = exp_of(log);
+    before = e + e * low;
     product = splat(A(1));
     matched = V{};
   }
@@ -97,8 +100,16 @@ class Survival {
   V remaining() const { return before; }
 
  private:
-  V before = splat(A(1)), product = splat(A(1)), matched = {};
+  V before = splat(A(1)), product = splat(A(1)), matched = {}, low = {};
 };
+
+// ds of a key with the given odds: weight times its gradient is g, `farther` the sum of g beyond it.
+template <class V, class A = __typeof__(V{}[0] + V{}[0])>
+inline V score_gradient(V odds, V g, V farther) {
+  const V small = absolute<A>(odds), large = 1 - small;
+  const auto rare = bits_as<VectorI<A>>(odds) < 0;
+  return (rare ? large : small) * g - (rare ? small : large) * farther;
+}
 
 // 1 - exp(log): 1 - e where that is exact enough, else the series of expm1.
 template <class A>
