@@ -216,6 +216,24 @@ def test_geometric_dropout(dropout_on):
     assert not torch.allclose(layer.eval()(x, x, x)[1], w)
 
 
+@pytest.mark.parametrize("dropout_on", ["key", "query"])
+def test_what_geometric_dropout_drops(dropout_on):
+    """With equal columns, a match depends on the key alone or on the query alone, as that loses channels."""
+    layer = make("geometric", num_heads=1, dropout=0.5, dropout_on=dropout_on, direction=False)
+    x = tokens(1, 1, 8).expand(1, 9, 8)
+    torch.manual_seed(0)
+    w = layer(x, x, x)[1][0].detach()
+    i = torch.arange(1, 8)  # queries with both neighbours
+    right = w[i, i + 1]
+    left = w[i, i - 1] / (1 - right)
+    if dropout_on == "key":  # right of i is left of i + 2
+        torch.testing.assert_close(right[:-2], left[2:])
+        assert not torch.allclose(right, left)
+    else:
+        torch.testing.assert_close(right, left)
+        assert not torch.allclose(right[:-2], left[2:])
+
+
 @pytest.mark.parametrize("dropout_on", ["key", "weight"])
 def test_relative_dropout(dropout_on):
     layer, x = make("abs_rel", dropout=1.0, dropout_on=dropout_on), tokens(2, 5, 8)

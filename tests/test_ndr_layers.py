@@ -408,6 +408,18 @@ def test_compiles_whole(kind, stack):
     torch.testing.assert_close(oracle.gradients(y, encoder, x), oracle.gradients(expected, encoder, x))
 
 
+@torch.no_grad()
+def test_compiles_once_for_all_sizes():
+    layer = make("abs/rel+gate", torch.float32)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    for shape in ((2, 5, 8), (3, 7, 8), (4, 12, 8)):
+        x = tokens(*shape, dtype=torch.float32)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_compiles_with_dropout():
     layer, x = make("ndr", torch.float32, dropout=0.5, gate_dropout=0.5), tokens(2, 5, 8, dtype=torch.float32)
     y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)

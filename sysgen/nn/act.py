@@ -62,12 +62,11 @@ class ACTEncoder(nn.Module):
         remainder, out = torch.zeros_like(halted), torch.zeros_like(src)
         for step in range(self.max_steps):
             p = torch.sigmoid(self.halt(src).to(wide))
-            running = halted < 1
-            halts = running & (halted + p > self.threshold)
+            halts = halted + p > self.threshold  # again in each later step, where the rest is 0
             if self.variant == "graves" and step == self.max_steps - 1:
-                halts = running
+                halts = torch.ones_like(halts)
             rest = torch.where(halts, 1 - halted, 0)
-            weight = torch.where(running & ~halts, p, rest)
+            weight = torch.where(halts, rest, p)
             halted = torch.where(halts, 1, halted + weight)  # exactly 1: a sum may miss it by a rounding
             remainder = remainder + rest
             src = self.layer(src, **masks)
