@@ -1,5 +1,7 @@
 // Geometric attention on CUDA: the kernels for small sizes, and for larger ones the tiled kernels. The choice
 // depends on the shapes and types only.
+#include <type_traits>
+
 #include "geometric_attention/geometric_attention_launch.h"
 #include "geometric_attention/geometric_attention_small_bwd_kernels.cuh"
 #include "geometric_attention/geometric_attention_small_fwd_kernels.cuh"
@@ -54,21 +56,25 @@ void launch_small(const GeometricAttentionBwdArgs& a, void* stream) {
   SYSGEN_LAUNCH_TEMPLATE(geometric_attention_small_bwd_kernel, P, small_config<P>(k.count, 2), stream, k);
 }
 
-// A warp for each (b, h) where that is enough work for one.
+// A warp for each (b, h) where that is enough work for one. Two large matrices leave room for one block only,
+// which then has more warps.
 template <class Args>
 void launch_small_for_shape(const Args& a, void* stream) {
   if (a.s.batch * a.s.heads == 0) return;
   check<NotImplementedError>(a.s.width <= kMaxGridX, "geometric_attention: heads of ", a.s.width,
                              " elements, at most ", kMaxGridX, " are possible");
+  constexpr int kWarps = std::is_same_v<Args, GeometricAttentionBwdArgs> ? 16 : 8;
   const int64_t longest = std::max(a.s.queries, a.s.keys);
   with_geometric_type(a.s.dtype, [&](auto element) {
     using T = decltype(element);
     if (longest <= 16 && a.s.width <= 64) {
       launch_small<GeometricSmall<T, 16, 1, 4>>(a, stream);
+    } else if (longest <= 16) {
+      launch_small<GeometricSmall<T, 16, 4, 1>>(a, stream);
     } else if (longest <= 64) {
       launch_small<GeometricSmall<T, 64, 4, 1>>(a, stream);
     } else if constexpr (sizeof(T) < 8) {
-      launch_small<GeometricSmall<T, 128, 8, 1>>(a, stream);
+      launch_small<GeometricSmall<T, 128, kWarps, 1>>(a, stream);
     }
   });
 }

@@ -21,14 +21,15 @@ struct GeometricSmall {
   using A = Acc<T>;
   static constexpr bool FAST = sizeof(T) == 2;  // the rounding of T hides that of faster functions
   static constexpr int TILE = TILE_, WARPS = WARPS_, GROUPS = GROUPS_, THREADS = 32 * WARPS * GROUPS;
+  static constexpr int MIN_BLOCKS = sizeof(T) == 8 ? 3 : 512 / THREADS;      // 16 warps, or 12
   static constexpr int LANES = TILE < 32 ? 16 : 32, STRIPES = TILE / LANES;  // of a row
   static constexpr int ROWS = 32 / LANES;                                    // of a warp at a time
   static constexpr int COLUMNS = 64;                                         // of a combination
-  static constexpr int PITCH = TILE + 8;
+  static constexpr int HEIGHT = TILE > 64 ? TILE : 16 * WARPS, PITCH = TILE + 8;
   static_assert(PITCH % 16 == 8, "8 rows of a float32 fragment lie in different banks");
-  static_assert(TILE == 16 * WARPS, "the parts of an inner product lie in the matrix, below each other");
+  static_assert(HEIGHT >= TILE && HEIGHT % 16 == 0, "parts of inner products lie in the matrix too");
   static_assert(WARPS == 1 || GROUPS == 1, "several groups synchronise warp by warp");
-  using Matrix = A[TILE][PITCH];
+  using Matrix = A[HEIGHT][PITCH];
 };
 
 template <class P>
@@ -177,8 +178,12 @@ struct InnerShares {
 
 template <class P>
 __device__ __forceinline__ InnerShares inner_shares(int queries, int keys) {
-  const int rows = (queries + 15) / 16, columns = (keys + 15) / 16, squares = rows * columns;
-  return {rows, columns, squares == 0 ? 1 : P::WARPS / squares > 1 ? P::WARPS / squares : 1};
+  const int rows = (queries + 15) / 16, columns = (keys + 15) / 16;
+  int parts = 1;
+  while ((parts + 1) * rows * columns <= P::WARPS && (parts + 1) * 16 * rows <= P::HEIGHT &&
+         rows * columns > 0)
+    ++parts;
+  return {rows, columns, parts};
 }
 
 template <class P>
@@ -322,8 +327,8 @@ __device__ __forceinline__ int row_of_round(int r) {
 }
 template <class P>
 __device__ __forceinline__ int rounds_of(int rows) {
-  if constexpr (P::ROWS == 2) return (rows + 3) / 4 * 2;
-  return (rows + P::WARPS - 1) / P::WARPS;
+  const int turns = P::ROWS == 1 ? rows : (rows + 3) / 4 * 2;
+  return (turns + P::WARPS - 1) / P::WARPS;
 }
 
 // ---- combinations

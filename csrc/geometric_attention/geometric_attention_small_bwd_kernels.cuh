@@ -17,7 +17,7 @@ struct GeometricSmallBwdArgs {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     geometric_attention_small_bwd_kernel(const GeometricSmallBwdArgs<typename P::T> a) {
   using T = typename P::T;
   using A = typename P::A;

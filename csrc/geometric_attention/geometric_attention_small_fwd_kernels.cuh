@@ -14,7 +14,7 @@ struct GeometricSmallFwdArgs {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     geometric_attention_small_fwd_kernel(const GeometricSmallFwdArgs<typename P::T> a) {
   using T = typename P::T;
   using A = typename P::A;
