@@ -102,14 +102,16 @@ struct GeometricTiling {
 __device__ __forceinline__ int fragment_row(int h) { return lane_id() / 4 + 8 * h; }
 __device__ __forceinline__ int fragment_col(int j) { return 8 * j + lane_id() % 4 * 2; }
 
-// bf16 and f16: mma, with both operands in shared memory, D <= DIM.
-template <class T_, int DIM_, int ROWS, int W, int MIN_BLOCKS_>
+// bf16 and f16: mma, with both operands in shared memory, D <= DIM. A block makes COLUMNS columns of the
+// results.
+template <class T_, int DIM_, int COLUMNS_, int ROWS, int W, int MIN_BLOCKS_>
 struct GeometricHalfProduct : GeometricTiling<ROWS, W> {
   using T = T_;
   using A = float;
   static constexpr bool STAGED = true;
-  static constexpr int DIM = DIM_, MIN_BLOCKS = MIN_BLOCKS_, DT = DIM / 8, PAD = DIM + 8;
-  static_assert(W % 16 == 0 && DIM % 16 == 0);
+  static constexpr int DIM = DIM_, COLUMNS = COLUMNS_, DT = COLUMNS / 8, PAD = DIM + 8;
+  static constexpr int MIN_BLOCKS = MIN_BLOCKS_;
+  static_assert(W % 16 == 0 && DIM % COLUMNS == 0 && COLUMNS % 16 == 0);
   using Rows = GeometricStagedRows<T, PAD>;
 
   // acc[16, 8 N] += rows[16, DIM] cols[8 N, DIM]^T
@@ -155,14 +157,14 @@ struct GeometricHalfProduct : GeometricTiling<ROWS, W> {
   }
 };
 
-// float32 and float64 as IEEE has them. Not STAGED: rows come straight from global memory, for any D, and a
-// block makes DIM columns of the results only (the scores take all of D).
+// float32 and float64 as IEEE has them. Not STAGED: rows come straight from global memory, for any D; COLUMNS
+// is DIM.
 template <class T_, int DIM_, int ROWS, int W, bool STAGED_, int MIN_BLOCKS_>
 struct GeometricSimtProduct : GeometricTiling<ROWS, W> {
   using T = T_;
   using A = T_;
   static constexpr bool STAGED = STAGED_;
-  static constexpr int DIM = DIM_, MIN_BLOCKS = MIN_BLOCKS_, DT = DIM / 8;
+  static constexpr int DIM = DIM_, COLUMNS = DIM, MIN_BLOCKS = MIN_BLOCKS_, DT = COLUMNS / 8;
   static constexpr int V = STAGED ? 16 / sizeof(T) : 1, PAD = DIM + V;
   static_assert(DIM % 16 == 0);
   using Rows = typename GeometricRowsOf<T, PAD, STAGED>::type;
@@ -269,37 +271,44 @@ __device__ __forceinline__ u32 readable_keys(const GeometricWalk& w, const Geome
   return __ballot_sync(~0u, c < P::W && j >= 0 && geometric_key_readable(head.key_mask, j, s.keys));
 }
 
-// Puts a warp's part of tile t into the ring: entry(h, row, column, value), or zero at distances that no scan
-// visits: those of the other side, and from window `windows` on. plain: there are none.
-template <class P, class Entry>
+// Puts a warp's part of tile t into the ring: finish(h, value).
+template <class P, class Finish>
 __device__ __forceinline__ void store_tile(const GeometricWarp<P>& warp, GeometricRing<P>& ring, int t,
-                                           int windows, const typename P::A (&acc)[P::NT][4], bool plain,
-                                           Entry entry) {
+                                           const typename P::A (&acc)[P::NT][4], Finish finish) {
   using A = typename P::A;
-  const int slot = t % P::SLOTS * P::W;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int r = warp.tile_row(h);
+    A* const row = &ring[warp.side][warp.tile_row(h)][t % P::SLOTS * P::W];
 #pragma unroll
-    for (int j = 0; j < P::NT; ++j) {
-      Vec<A, 2> pair;
-#pragma unroll
-      for (int l = 0; l < 2; ++l) {
-        const int c = fragment_col(j) + l, distance = distance_at<P>(warp.side, r, t * P::W + c);
-        const bool scanned = plain || (distance >= 0 && distance < windows * P::W);
-        pair.v[l] = scanned ? entry(h, r, c, acc[j][2 * h + l]) : A(0);
-      }
-      *reinterpret_cast<Vec<A, 2>*>(&ring[warp.side][r][slot + fragment_col(j)]) = pair;
-    }
+    for (int j = 0; j < P::NT; ++j)
+      *reinterpret_cast<Vec<A, 2>*>(row + fragment_col(j)) = {
+          {finish(h, acc[j][2 * h]), finish(h, acc[j][2 * h + 1])}};
   }
 }
 
+// Whether the scans visit all of tile t. They do not visit distances of the other side, nor those from window
+// `windows` on.
 template <class P>
-__device__ __forceinline__ bool no_edge(int t, int windows) {
+__device__ __forceinline__ bool is_scanned(int t, int windows) {
   return t * P::W >= P::ROWS && t < windows;
 }
 
-// s[i, j] of a warp's part of tile t, -infinity where a key takes no part. bias: of the rows, for this side.
+// Goes over a warp's part of tile t once more: entry(row, column, value), or zero where no scan comes.
+template <class P, class Entry>
+__device__ __forceinline__ void revise_tile(const GeometricWarp<P>& warp, GeometricRing<P>& ring, int t,
+                                            int windows, Entry entry) {
+  using A = typename P::A;
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane_id(); i < 16 * P::W; i += 32) {
+    const int r = warp.group * 16 + i / P::W, c = i % P::W;
+    const int distance = distance_at<P>(warp.side, r, t * P::W + c);
+    A& place = ring[warp.side][r][t % P::SLOTS * P::W + c];
+    place = distance >= 0 && distance < windows * P::W ? entry(r, c, place) : A(0);
+  }
+}
+
+// s[i, j] of a warp's part of tile t, -infinity where a key takes no part. bias: of its rows, for this side.
 template <class P>
 __device__ __forceinline__ void store_scores(const GeometricWarp<P>& warp, const GeometricWalk& w,
                                              const GeometricScores<typename P::A>& s,
@@ -308,18 +317,15 @@ __device__ __forceinline__ void store_scores(const GeometricWarp<P>& warp, const
                                              const typename P::A (&acc)[P::NT][4], GeometricRing<P>& ring) {
   using A = typename P::A;
   const u32 keys = readable_keys<P>(w, s, head, warp.side, t);
-  const bool plain = no_edge<P>(t, windows);
-  if (plain && keys == ~0u >> (32 - P::W) && !head.added && !head.hidden) {
-    store_tile<P>(warp, ring, t, windows, acc, true,
-                  [&](int h, int, int, A product) { return s.scale * product + bias[h]; });
-    return;
-  }
-  store_tile<P>(warp, ring, t, windows, acc, plain, [&](int h, int r, int c, A product) {
+  if (is_scanned<P>(t, windows) && keys == ~0u >> (32 - P::W) && !head.added && !head.hidden)
+    return store_tile<P>(warp, ring, t, acc, [&](int h, A product) { return s.scale * product + bias[h]; });
+  store_tile<P>(warp, ring, t, acc, [](int, A product) { return product; });
+  revise_tile<P>(warp, ring, t, windows, [&](int r, int c, A product) {
     const i64 i = row0 + r, j = w.key(warp.side, t * P::W + c);
     // the key at distance 0 belongs to the left side
     if (!(keys >> c & 1) || r >= w.rows || (warp.side == 0 && j == i + s.q_offset))
       return minus_infinity<A>();
-    return geometric_score(s, head, GeometricQuery<A>{i + s.q_offset, bias[h], bias[h]}, i, j, product);
+    return geometric_score(s, head, geometric_query(s, head, i), i, j, product);
   });
 }
 
@@ -400,7 +406,7 @@ __device__ __forceinline__ void load_tile(typename P::T (&tile)[2][P::W][P::PAD]
                                           const GeometricScores<typename P::A>& s,
                                           const unsigned char* key_mask, int t) {
   constexpr int N = 16 / sizeof(typename P::T), CHUNKS = P::DIM / N;
-#pragma unroll 2
+#pragma unroll 1
   for (int index = threadIdx.x; index < 2 * P::W * CHUNKS; index += P::THREADS) {
     const int side = index / (P::W * CHUNKS), c = index / CHUNKS % P::W, col = index % CHUNKS * N;
     if (!has_keys<P>(w, side, t, 1)) continue;
@@ -414,7 +420,7 @@ __device__ __forceinline__ void load_queries(typename P::T (&tile)[P::ROWS][P::P
                                              const typename P::T* data, i64 stride, int vec,
                                              const GeometricWalk& w, i64 row0, i64 width) {
   constexpr int N = 16 / sizeof(typename P::T), CHUNKS = P::DIM / N;
-#pragma unroll 2
+#pragma unroll 1
   for (int index = threadIdx.x; index < P::ROWS * CHUNKS; index += P::THREADS) {
     const int r = index / CHUNKS, col = index % CHUNKS * N;
     const bool valid = r < w.rows;

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     A* const dk = a.dk + (segment * heads + bh) * a.s.keys * a.pitch;
     A* const dv = a.dv + (segment * heads + bh) * a.s.keys * a.pitch;
     A* const carries = a.carries + item * a.windows * P::ROWS + warp.row;
-    const i64 col0 = part * P::DIM, width = a.pitch - col0 < P::DIM ? a.pitch - col0 : P::DIM;
+    const i64 col0 = part * P::COLUMNS, width = a.pitch - col0 < P::COLUMNS ? a.pitch - col0 : P::COLUMNS;
     for (i64 i = threadIdx.x; i < a.s.keys * width; i += P::THREADS)
       dk[i / width * a.pitch + col0 + i % width] = dv[i / width * a.pitch + col0 + i % width] = 0;
 
@@ -215,8 +215,9 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
                       key_rows(v, a.v.stride_n, t), a.s.width);
           }
         }
-        store_tile<P>(warp, shared.slopes, t, windows, slopes, no_edge<P>(t, windows),
-                      [](int, int, int, A slope) { return slope; });
+        store_tile<P>(warp, shared.slopes, t, slopes, [](int, A slope) { return slope; });
+        if (!is_scanned<P>(t, windows))
+          revise_tile<P>(warp, shared.slopes, t, windows, [](int, int, A slope) { return slope; });
       };
 
       if constexpr (P::STAGED) {
@@ -281,14 +282,15 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
                 &shared.slopes[warp.side][warp.group * 16 + m][slot + c]);
           };
           if constexpr (P::STAGED) {
-            P::template weighted<P::W>(dq, weight, {shared.k[done % shared.KEYS][warp.side]}, 0, a.s.width);
+            P::template weighted<P::W>(dq, weight, {shared.k[done % shared.KEYS][warp.side]}, int(col0),
+                                       a.s.width);
           } else {
             P::template weighted<P::W>(dq, weight, key_rows(k, a.k.stride_n, done), int(col0), a.s.width);
           }
         }
         // The warps of a side share the columns of its tile of dk and dv.
         const auto add = [&](A* to, const GeometricRing<P>& ring, const auto& rows) {
-          for (int j = warp.group; j < P::DIM / 16 && col0 + j * 16 < a.s.width; j += P::GROUPS)
+          for (int j = warp.group; j < P::COLUMNS / 16 && col0 + j * 16 < a.s.width; j += P::GROUPS)
 #pragma unroll 1
             for (int c0 = 0; c0 < P::W; c0 += 16) {
               A acc[2][4] = {};

@@ -19,9 +19,9 @@ void with_fwd_product(const GeometricAttentionScores& s, F f) {
       if (s.width <= 128) return f(ProductType<GeometricSimtProduct<T, 128, 32, 16, true, 2>>());
       f(ProductType<GeometricSimtProduct<T, 128, 32, 16, false, 2>>());
     } else {
-      if (s.width <= 64) return f(ProductType<GeometricHalfProduct<T, 64, 64, 32, 2>>());
-      if (s.width <= 128) return f(ProductType<GeometricHalfProduct<T, 128, 64, 32, 1>>());
-      f(ProductType<GeometricHalfProduct<T, 256, 64, 16, 1>>());
+      if (s.width <= 64) return f(ProductType<GeometricHalfProduct<T, 64, 64, 64, 32, 2>>());
+      if (s.width <= 128) return f(ProductType<GeometricHalfProduct<T, 128, 128, 64, 32, 1>>());
+      f(ProductType<GeometricHalfProduct<T, 256, 256, 64, 16, 1>>());
     }
   });
 }
@@ -42,7 +42,7 @@ void launch_fwd(const GeometricAttentionFwdArgs& a, void* stream) {
   k.out = geometric_rows<T>(a.out, a.s, a.s.queries);
   k.rem = static_cast<Acc<T>*>(a.rem);
   k.row_blocks = ceil_div(a.s.queries, P::ROWS);
-  k.parts = P::STAGED ? 1 : std::max<int64_t>(ceil_div(a.s.width, P::DIM), 1);
+  k.parts = std::max<int64_t>(ceil_div(a.s.width, P::COLUMNS), 1);
   k.items = a.s.batch * a.s.heads * k.row_blocks * k.parts;
   if (k.items == 0) return;
   const LaunchConfig config{dim3(static_cast<unsigned>(std::min<int64_t>(k.items, kMaxGridX))),
@@ -57,15 +57,15 @@ void with_bwd_product(const GeometricAttentionScores& s, F f) {
   with_geometric_type(s.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (sizeof(T) == 8) {
-      f(ProductType<GeometricSimtProduct<T, 64, 32, 16, false, 1>>());
+      f(ProductType<GeometricSimtProduct<T, 32, 32, 16, false, 1>>());
     } else if constexpr (sizeof(T) == 4) {
       if (s.width <= 64) return f(ProductType<GeometricSimtProduct<T, 64, 48, 16, true, 1>>());
       if (s.width <= 128) return f(ProductType<GeometricSimtProduct<T, 128, 32, 16, true, 1>>());
       f(ProductType<GeometricSimtProduct<T, 128, 32, 16, false, 1>>());
     } else {
-      if (s.width <= 64) return f(ProductType<GeometricHalfProduct<T, 64, 64, 16, 1>>());
-      if (s.width <= 128) return f(ProductType<GeometricHalfProduct<T, 128, 48, 16, 1>>());
-      f(ProductType<GeometricHalfProduct<T, 256, 32, 16, 1>>());
+      if (s.width <= 64) return f(ProductType<GeometricHalfProduct<T, 64, 64, 64, 16, 1>>());
+      if (s.width <= 128) return f(ProductType<GeometricHalfProduct<T, 128, 128, 48, 16, 1>>());
+      f(ProductType<GeometricHalfProduct<T, 256, 128, 32, 16, 1>>());
     }
   });
 }
@@ -81,7 +81,7 @@ BwdPlan bwd_plan(const GeometricAttentionBwdArgs& a) {
   const int64_t heads = a.s.batch * a.s.heads;
   BwdPlan p{};
   p.row_blocks = ceil_div(a.s.queries, P::ROWS);
-  p.parts = P::STAGED ? 1 : std::max<int64_t>(ceil_div(a.s.width, P::DIM), 1);
+  p.parts = std::max<int64_t>(ceil_div(a.s.width, P::COLUMNS), 1);
   p.segments = std::clamp<int64_t>(ceil_div(kBlocks, std::max<int64_t>(heads * p.parts, 1)), 1,
                                    std::clamp<int64_t>(p.row_blocks, 1, kMaxSegments));
   p.windows = ceil_div(a.s.keys + P::ROWS, P::W);

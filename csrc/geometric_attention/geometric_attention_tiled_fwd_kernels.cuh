@@ -136,9 +136,11 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
             &shared.ring[warp.side][warp.group * 16 + m][n % P::SLOTS * P::W + c]);
       };
       if constexpr (P::STAGED) {
-        P::template weighted<P::W>(out, weight, {shared.v[t % 2][warp.side]}, 0, a.s.width);
+        P::template weighted<P::W>(out, weight, {shared.v[t % 2][warp.side]}, int(part) * P::COLUMNS,
+                                   a.s.width);
       } else {
-        P::template weighted<P::W>(out, weight, tile_of(v, a.v.stride_n, n), int(part * P::DIM), a.s.width);
+        P::template weighted<P::W>(out, weight, tile_of(v, a.v.stride_n, n), int(part) * P::COLUMNS,
+                                   a.s.width);
       }
     }
     cp_async_wait<0>();
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
       if (r >= walk.rows) return;
       if (a.s.normalize) first /= shared.share[r], second /= shared.share[r];
       T* row = a.out.head(b, h) + (row0 + r) * a.out.stride_n;
-      store_pair(row, part * P::DIM + col, a.s.width, a.out.vec, first, second);
+      store_pair(row, part * P::COLUMNS + col, a.s.width, a.out.vec, first, second);
     });
     __syncthreads();  // before the next rows
   }

@@ -45,6 +45,18 @@ struct HeadsBuffer {
   }
   double get(int64_t b, int64_t h, int64_t n, int64_t d) const { return values.get(at(b, h, n, d)); }
   Heads view() const { return {values.data(), stride_b, stride_h, stride_n}; }
+  // What is no element of an output stays as it was.
+  void check_gaps(Comparison& compare, const Case& c, int64_t rows) const {
+    Buffer expected(values.dtype(), values.count());
+    for (int64_t b = 0; b < c.batch; ++b)
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t n = 0; n < rows; ++n)
+          std::memcpy(static_cast<char*>(expected.data()) + at(b, h, n, 0) * size_of(c.dtype),
+                      static_cast<const char*>(values.data()) + at(b, h, n, 0) * size_of(c.dtype),
+                      c.width * size_of(c.dtype));
+    if (std::memcmp(expected.data(), values.data(), values.count() * size_of(c.dtype)))
+      compare.element("gap", 0, 0, 1, 0, 0);
+  }
 };
 
 struct Problem {
@@ -210,6 +222,7 @@ void run_fwd(const Problem& p, const char* product, Launch launch) {
   launch(a);
 
   Comparison compare(describe(c, product));
+  out.check_gaps(compare, c, c.queries);
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t h = 0; h < c.heads; ++h)
       for (int64_t i = 0; i < c.queries; ++i) {
@@ -259,6 +272,9 @@ void run_bwd(const Problem& p, const char* product, Bytes scratch_bytes, Launch 
   launch(a);
 
   Comparison compare(describe(c, product));
+  dq.check_gaps(compare, c, c.queries);
+  dk.check_gaps(compare, c, c.keys);
+  dv.check_gaps(compare, c, c.keys);
   // a sum of n products with the factors' errors in `bound`, rounded at the end
   const auto check = [&](const char* tensor, int64_t i, int64_t d, double got, const Sum& s) {
     compare.element(tensor, i, d, got, s.value,
@@ -349,16 +365,19 @@ void run_product(const Problem& p, const char* product) {
             [](const GeometricAttentionBwdArgs& a) { launch_bwd<P>(a, nullptr); });
 }
 
+// Tiles of many shapes, of one type for either kind of product; the launcher's own are for the others.
 template <class T>
 void run_small_tiles(const Problem& p) {
-  if constexpr (sizeof(T) == 2) {
-    run_product<GeometricHalfProduct<T, 32, 16, 16, 1>>(p, "half 16x16");
-    run_product<GeometricHalfProduct<T, 32, 32, 16, 1>>(p, "half 32x16");
-    run_product<GeometricHalfProduct<T, 32, 48, 32, 1>>(p, "half 48x32");
-  } else {
+  if constexpr (std::is_same_v<T, bf16>) {
+    run_product<GeometricHalfProduct<T, 32, 16, 16, 16, 1>>(p, "half 16x16");
+    run_product<GeometricHalfProduct<T, 32, 32, 48, 32, 1>>(p, "half 48x32");
+  } else if constexpr (std::is_same_v<T, f16>) {
+    run_product<GeometricHalfProduct<T, 32, 32, 32, 16, 1>>(p, "half 32x16");
+  } else if constexpr (std::is_same_v<T, double>) {
     run_product<GeometricSimtProduct<T, 32, 16, 8, true, 1>>(p, "simt 16x8");
-    run_product<GeometricSimtProduct<T, 32, 16, 16, true, 1>>(p, "simt 16x16");
     run_product<GeometricSimtProduct<T, 16, 32, 16, false, 1>>(p, "simt global 32x16");
+  } else {
+    run_product<GeometricSimtProduct<T, 32, 16, 16, true, 1>>(p, "simt 16x16");
   }
 }
 
@@ -407,6 +426,89 @@ Case random_case(Random& random, int i, bool small) {
   return c;
 }
 
+// What a launch of both passes writes, and what it copied to shared memory.
+struct Written {
+  std::vector<std::string> tensors;
+  unsigned long long copied = 0;
+};
+
+template <class P>
+Written written(const Problem& p) {
+  const Case& c = p.c;
+  const DType acc = accumulator_of(c.dtype);
+  const int64_t rows = c.batch * c.heads * c.queries;
+  const HeadsBuffer out(c, c.queries), dq(c, c.queries), dk(c, c.keys), dv(c, c.keys);
+  const Buffer rem(acc, rows), dbias(acc, rows * 2), dmask(acc, rows * c.keys);
+  emulator::counters = {};
+  GeometricAttentionFwdArgs f{};
+  f.s = p.scores();
+  f.out = out.view(), f.rem = rem.data();
+  launch_fwd<P>(f, nullptr);
+  GeometricAttentionBwdArgs a{};
+  a.s = p.scores();
+  a.dout = p.dout.view(), a.drem = p.drem.data();
+  a.dq = dq.view(), a.dk = dk.view(), a.dv = dv.view(), a.dbias = dbias.data(), a.dmask = dmask.data();
+  const Buffer scratch(DType::f64, (bwd_scratch_bytes<P>(a) + 7) / 8);
+  a.scratch = scratch.data();
+  launch_bwd<P>(a, nullptr);
+  Written result{{}, emulator::counters.cp_async_bytes};
+  for (const Buffer* b : {&out.values, &rem, &dq.values, &dk.values, &dv.values, &dbias, &dmask})
+    result.tensors.emplace_back(static_cast<const char*>(b->data()), b->count() * size_of(b->dtype()));
+  return result;
+}
+
+// Stopping early changes no bit, and saves work.
+template <class P>
+void run_early_stop(Case c, Random& random) {
+  c.queries = c.keys = 300;
+  c.width = 16;
+  c.heads = 1;
+  c.values = Values::large;
+  Problem p(c, random);
+  const Written with = written<P>(p);
+  p.c.early_stop = false;
+  const Written without = written<P>(p);
+  Comparison compare(describe(c, "early stop"));
+  if (with.tensors != without.tensors) compare.element("bits", 0, 0, 1, 0, 0);
+  if (with.copied > 0.8 * without.copied)
+    compare.element("copied", 0, 0, with.copied, 0.8 * without.copied, 0);
+}
+
+// Rows further apart than 2^31 elements give the same bits as rows next to each other.
+void run_far_apart(Random& random) {
+  constexpr int64_t kFar = (int64_t{1} << 31) + 64, kRows = 3, kWidth = 5;
+  Case c{};
+  c.heads = 1, c.queries = c.keys = kRows, c.width = kWidth;
+  const Problem p(c, random);
+  std::vector<std::unique_ptr<FarBuffer>> far;
+  const auto view = [&](const HeadsBuffer* from) {
+    far.push_back(std::make_unique<FarBuffer>((kRows * kFar + kWidth) * 4));
+    for (int64_t n = 0; n < kRows && from; ++n)
+      for (int64_t d = 0; d < kWidth; ++d) far.back()->data()[n * kFar + d] = float(from->get(0, 0, n, d));
+    return Heads{far.back()->data(), 0, 0, kFar};
+  };
+  const HeadsBuffer out(c, kRows), dq(c, kRows), dk(c, kRows), dv(c, kRows);
+  GeometricAttentionFwdArgs f{};
+  GeometricAttentionBwdArgs a{};
+  f.s = a.s = p.scores();
+  f.out = out.view(), a.dout = p.dout.view(), a.dq = dq.view(), a.dk = dk.view(), a.dv = dv.view();
+  const Buffer scratch(DType::f64, (geometric_attention_tiled_bwd_scratch_bytes(a) + 7) / 8);
+  a.scratch = scratch.data();
+  geometric_attention_tiled_fwd(f, nullptr);
+  geometric_attention_tiled_bwd(a, nullptr);
+  f.s.q = a.s.q = view(&p.q), f.s.k = a.s.k = view(&p.k), f.s.v = a.s.v = view(&p.v), a.dout = view(&p.dout);
+  f.out = view(nullptr), a.dq = view(nullptr), a.dk = view(nullptr), a.dv = view(nullptr);
+  geometric_attention_tiled_fwd(f, nullptr);
+  geometric_attention_tiled_bwd(a, nullptr);
+  Comparison compare("geometric far apart");
+  for (const auto& [near, heads] :
+       {std::pair(&out, f.out), std::pair(&dq, a.dq), std::pair(&dk, a.dk), std::pair(&dv, a.dv)})
+    for (int64_t n = 0; n < kRows; ++n)
+      for (int64_t d = 0; d < kWidth; ++d)
+        compare.element("far", n, d, static_cast<const float*>(heads.data)[n * kFar + d],
+                        near->get(0, 0, n, d), 0);
+}
+
 }  // namespace
 }  // namespace sysgen
 
@@ -425,7 +527,23 @@ int main(int argc, char** argv) {
         run_case(c, random, false);
       }
     for (int i = 0; i < count; ++i) run_case(random_case(random, i, true), random, true);
-    for (int i = 0; i < count / 10; ++i) run_case(random_case(random, i, false), random, false);
+    for (int i = 0; i < (count + 9) / 10; ++i) run_case(random_case(random, i, false), random, false);
+    if (count >= 20) {
+      for (bool normalize : {false, true}) {
+        Case c{};
+        c.normalize = normalize;
+        c.dtype = DType::f32;
+        run_early_stop<GeometricSimtProduct<float, 32, 16, 16, true, 1>>(c, random);
+        c.dtype = DType::bf16;
+        run_early_stop<GeometricHalfProduct<bf16, 32, 16, 16, 16, 1>>(c, random);
+      }
+      run_far_apart(random);
+    }
+    if (emulator::counters.ldmatrix_conflicts) {
+      std::printf("FAILED: %llu bank conflicts of ldmatrix\n",
+                  static_cast<unsigned long long>(emulator::counters.ldmatrix_conflicts));
+      return 1;
+    }
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;
