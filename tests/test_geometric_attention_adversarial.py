@@ -12,16 +12,16 @@ F32, INF, NAN = torch.float32, float("inf"), float("nan")
 SIZES = (2, 5, 13, 63, 64, 65, 127)
 
 
-def attend(scores, device, *, width=64, dtype=F32, **options):
+def attend(scores, device, **options):
     """(A [L, S], remainder [L]) of given scores [L, S]: queries are zero, scores come as a mask, and each batch reads
-    ``width`` columns of A by values that are columns of the identity."""
+    64 columns of A by values that are columns of the identity."""
     queries, keys = scores.shape
-    width = min(width, keys)
+    width = min(64, keys)
     chunks = -(-keys // width)
-    value = torch.zeros(chunks * width, chunks * width, dtype=dtype, device=device).fill_diagonal_(1)
+    value = torch.zeros(chunks * width, chunks * width, device=device).fill_diagonal_(1)
     value = value[:keys].view(1, keys, chunks, width).permute(2, 0, 1, 3)
-    query = torch.zeros(chunks, 1, queries, width, dtype=dtype, device=device)
-    key = torch.zeros(chunks, 1, 1, width, dtype=dtype, device=device).expand(chunks, 1, keys, width)
+    query = torch.zeros(chunks, 1, queries, width, device=device)
+    key = torch.zeros(chunks, 1, 1, width, device=device).expand(chunks, 1, keys, width)
     out, remainder = ops.geometric_attention(
         query, key, value, attn_mask=scores.to(device), **options, return_remainder=True
     )
@@ -122,7 +122,10 @@ def test_scores_of_zero_halve(compiled):
 def test_many_equal_small_matches(compiled, n, expected):
     """P = 1 / (n + 1) everywhere: the row sum is 1 − (1 − P)^(n−1), and equal terms add their roundings up."""
     scores = torch.full((8, n), -float(torch.tensor(float(n)).log()))
-    _, remainder = attend(scores, compiled.device, width=8, q_offset=n // 2)
+    query, key = (torch.zeros(1, 1, length, 1, device=compiled.device) for length in scores.shape)
+    _, remainder = ops.geometric_attention(
+        query, key, key, attn_mask=scores.to(compiled.device), q_offset=n // 2, return_remainder=True
+    )
     exact = 1 - torch.sigmoid(-scores[0, 0].double()) ** (n - 1)
     assert abs(float(exact) - expected) < 1e-6
     assert ((1 - remainder.double().cpu()) - exact).abs().max() <= 1e-6
