@@ -1,6 +1,8 @@
 """The training command: every task from the command line, its files, its messages, and that it repeats itself."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,3 +260,18 @@ def test_accuracy_of_sequences_is_that_of_greedy_decoding():
     for i, (length, decoded) in enumerate(zip(batch.target_lengths.tolist(), lengths.tolist())):
         same = length == decoded and torch.equal(tokens[i, :length], batch.targets[i, :length])
         assert same == bool(right[i])
+
+
+def test_table_of_recorded_runs(tmp_path):
+    """The page's table is made from the files of a run."""
+    tool = Path(__file__).resolve().parent.parent / "tools" / "update_training.py"
+    if not tool.exists():
+        pytest.skip("only in a checkout")
+    spec = importlib.util.spec_from_file_location("update_training", tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.table(tmp_path) == "No run is recorded yet."
+    assert main(lstm(tmp_path / "ctl-lstm", seed=5)) == 0
+    score = json.loads((tmp_path / "ctl-lstm" / "result.json").read_text())["test"]["last"]["iid"]["accuracy"]
+    row = module.table(tmp_path).splitlines()[2]
+    assert "`ctl lstm`" in row and "forward, seed 5 | 4 |" in row and f"| {score:.3f} |" in row

@@ -17,7 +17,7 @@ def row(path):
     result = json.loads(path.read_text())
     settings, test, where = result["settings"], result["test"], result["environment"]
     options = ", ".join(str(settings[name]) for name in OPTIONS if name in settings)
-    name = f"[`{result['task']} {result['model']}`](../{path.parent.relative_to(ROOT).as_posix()})"
+    name = f"[`{result['task']} {result['model']}`](../benchmarks/results/training/{path.parent.name})"
     scores = [f"{test[which]['ood']['accuracy']:.3f}" for which in ("last", "best")]
     return (
         f"| {name} {options}, seed {settings['seed']} | {result['step']:,} | {test['last']['iid']['accuracy']:.3f} "
