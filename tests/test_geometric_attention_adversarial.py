@@ -169,7 +169,7 @@ REGIMES = [(0, 1), (-4, 1), (-9, 1), (0, 10), (0, 100), "±1e4", "far left", "sp
 
 @pytest.mark.parametrize("name", REGIMES, ids=str)
 def test_weights_are_accurate_in_every_regime(compiled, name):
-    """A difference of two long prefix sums is off by up to 0.7 here, and plain sums of thousands of equal terms by 2e-6;
+    """A difference of two long prefix sums is off by up to 0.7 here, and plain sums of many equal terms by 2e-6;
     sums that grow outwards and keep what they round off stay below 1e-6, also with all keys on one side."""
     keys = 500 if compiled.slow else 4096
     scores = regime(name, keys)
