@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch
 from sysgen import train
 from sysgen.train import log
 from sysgen.train.__main__ import main
-from sysgen.train.data import Data
+from sysgen.train.data import Data, training_batches
 from sysgen.train.models import build, objective_for
+from sysgen.train.optimizer import make_optimizer
 from sysgen.train.presets import TASKS
 from sysgen.train.settings import resolve
+from sysgen.train.steps import GraphStep, Step
 
 # The smallest models and few steps: what is tested is the command, not what the models learn.
 TINY = {"d_model": 16, "batch_size": 16, "steps": 4, "eval_every": 2}
@@ -275,3 +278,49 @@ def test_table_of_recorded_runs(tmp_path):
     score = json.loads((tmp_path / "ctl-lstm" / "result.json").read_text())["test"]["last"]["iid"]["accuracy"]
     row = module.table(tmp_path).splitlines()[2]
     assert "`ctl lstm`" in row and "forward, seed 5 | 4 |" in row and f"| {score:.3f} |" in row
+
+
+class ReplaysEagerly(GraphStep):
+    """What surrounds a CUDA graph, on the CPU: the graph reads its buffers and writes the gradients and totals."""
+
+    def capture(self, batch):
+        buffers = batch._replace(**{k: v.clone() for k, v in batch._asdict().items() if v is not None})
+
+        def replay():
+            self.zero_gradients()
+            self.forward_backward(buffers)
+
+        return SimpleNamespace(replay=replay), buffers
+
+
+def test_batches_of_graphs():
+    """Every batch reaches its graph, incomplete ones none; gradients keep their storage; the result is that of Step."""
+    settings = resolve("ctl", "ndr", {"d_model": 16, **TINY_ENCODER, "batch_size": 16, "dropout": 0.0})
+    settings.update(attention_dropout=0.0, gate_dropout=0.0)
+    data = Data(settings).split("basic")  # 88 samples: every sixth batch is incomplete
+    trained = []
+    for kind in (Step, ReplaysEagerly):
+        torch.manual_seed(0)
+        model = build(settings, data)
+        step = kind(model, objective_for(settings), make_optimizer(model, settings), settings, torch.device("cpu"))
+        batches = training_batches(data, settings, torch.device("cpu"))
+        gradients = set()
+        for i in range(8):
+            step(next(batches), i)
+            gradients.add(next(model.parameters()).grad.data_ptr())
+        batches.close()
+        trained.append((list(model.parameters()), step))
+    for a, b in zip(trained[0][0], trained[1][0]):
+        assert torch.equal(a, b)
+    assert torch.equal(trained[0][1].totals, trained[1][1].totals)
+    assert len(trained[1][1].graphs) == 1 and len(gradients) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("more", [["--cuda-graphs"], ["--compile"], []], ids=["graphs", "compile", "eager"])
+def test_on_a_gpu(more, tmp_path):
+    """Interrupted and continued on a GPU, under AMP."""
+    settings = {**TINY, **TINY_ENCODER, "steps": 20, "eval_every": 10, "device": "cuda"}
+    assert main(command("ctl", "ndr", tmp_path, settings, "--no-figures", "--time-limit=1e-9", *more)) == 75
+    assert main(command("ctl", "ndr", tmp_path, settings, "--no-figures", "--resume", *more)) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["settings"]["precision"] == "amp"

@@ -173,6 +173,15 @@ def test_other_settings_are_refused(tmp_path, capsys):
     assert (tmp_path / "log.jsonl").read_text() == before
 
 
+def test_a_run_stays_on_its_device(tmp_path, capsys):
+    assert main(lstm(tmp_path)) == 0
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["settings"]["device"] = "cuda"
+    torch.save(content, tmp_path / "last.pt")
+    assert main(lstm(tmp_path, "--resume", "--steps", "9")) == 2
+    assert "device: the run has 'cuda', now 'cpu' is asked for" in capsys.readouterr().err
+
+
 def test_damaged_checkpoint(tmp_path, capsys):
     assert main(lstm(tmp_path)) == 0
     content = (tmp_path / "last.pt").read_bytes()

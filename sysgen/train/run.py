@@ -60,6 +60,7 @@ def run(
     """
     device = _device(device)
     settings = resolve(task, model, overrides, on_gpu=device.type == "cuda")
+    settings["device"] = device.type  # a run cannot move: the generators of the two kinds differ
     if settings["execution"] == "graph" and device.type != "cuda":
         raise SettingsError(f"execution = 'graph' needs a CUDA device, got {device}")
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
