@@ -330,6 +330,26 @@ __device__ __forceinline__ void store_scores(const GeometricWarp<P>& warp, const
 }
 
 // ---- the scan
+// The sides on which a window has keys. What lies in the ring on the other side is never used.
+struct BothSides {
+  static constexpr int COUNT = 2;
+  __device__ __forceinline__ int at(int i) const { return i; }
+};
+struct OneSide {
+  static constexpr int COUNT = 1;
+  int side;
+  __device__ __forceinline__ int at(int) const { return side; }
+};
+template <class P, class Scan>
+__device__ __forceinline__ void with_sides(const GeometricWalk& w, int n, Scan scan) {
+  const bool right = has_keys<P>(w, 0, n, P::SLOTS), left = has_keys<P>(w, 1, n, P::SLOTS);
+  if (right == left) {
+    scan(BothSides());
+  } else {
+    scan(OneSide{left ? 1 : 0});
+  }
+}
+
 template <class A>
 struct GeometricTerms {  // log P, log(1 - P), P and 1 - P
   A match, miss, chance, other;

@@ -43,29 +43,28 @@ struct GeometricTiledBwdShared {
 // What a lane knows of its row, besides the scores.
 template <class A>
 struct GeometricRowState {
-  A total;    // log(1 - P) summed over the keys nearer than the window
-  A dot;      // A <dout, v> summed; then <dout, out>, or 0 where it does not count
-  A share;    // what the weights are divided by
-  A farther;  // U: g summed over the keys beyond the window
-  A dbias[2];
+  A total;        // log(1 - P) summed over the keys nearer than the window
+  A dot;          // A <dout, v> summed; then <dout, out>, or 0 where it does not count
+  A share;        // what the weights are multiplied by
+  A farther;      // U: g summed over the keys beyond the window
+  A left, right;  // of dbias
 };
 
 // Window n on the way outwards.
-template <class P>
-__device__ __forceinline__ void scan_outwards(const GeometricWarp<P>& warp, const GeometricWalk& w,
+template <class P, class Sides>
+__device__ __forceinline__ void scan_outwards(Sides sides, const GeometricWarp<P>& warp,
                                               const GeometricTiledBwdShared<P>& shared, int n, bool normalize,
                                               GeometricRowState<typename P::A>& row) {
   using A = typename P::A;
-  A match[P::CHUNK][2], sum = 0;
+  A match[P::CHUNK][Sides::COUNT], sum = 0;
 #pragma unroll
   for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      match[i][side] = minus_infinity<A>();
-      if (!has_keys<P>(w, side, n, P::SLOTS)) continue;
+    for (int s = 0; s < Sides::COUNT; ++s) {
+      const int side = sides.at(s);
       const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
       const auto terms = geometric_terms<typename P::T>(shared.weights[side][warp.row][place]);
-      match[i][side] = terms.match + sum;
+      match[i][s] = terms.match + sum;
       sum += terms.miss;
     }
   const auto prefix = quad_prefix(sum, warp.part);
@@ -74,33 +73,33 @@ __device__ __forceinline__ void scan_outwards(const GeometricWarp<P>& warp, cons
 #pragma unroll
     for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-      for (int side = 0; side < 2; ++side)
-        if (has_keys<P>(w, side, n, P::SLOTS)) {
-          const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
-          row.dot +=
-              geometric_exp<typename P::T>(match[i][side] + before) * shared.slopes[side][warp.row][place];
-        }
+      for (int s = 0; s < Sides::COUNT; ++s) {
+        const int side = sides.at(s);
+        const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
+        row.dot += geometric_exp<typename P::T>(match[i][s] + before) * shared.slopes[side][warp.row][place];
+      }
   }
   row.total += prefix.all;
 }
 
 // Window n on the way inwards; row.total is of its beginning. dmask: of the lane's row, or null.
-template <class P>
-__device__ __forceinline__ void scan_inwards(const GeometricWarp<P>& warp, const GeometricWalk& w,
-                                             GeometricTiledBwdShared<P>& shared, int n, i64 keys,
-                                             typename P::A* dmask, GeometricRowState<typename P::A>& row) {
+template <class P, class Sides>
+__device__ __forceinline__ void scan_inwards(Sides sides, const GeometricWarp<P>& warp,
+                                             const GeometricWalk& w, GeometricTiledBwdShared<P>& shared,
+                                             int n, i64 keys, typename P::A* dmask,
+                                             GeometricRowState<typename P::A>& row) {
   using A = typename P::A;
-  A match[P::CHUNK][2], chance[P::CHUNK][2], other[P::CHUNK][2], farther[P::CHUNK][2], sum = 0;
+  A match[P::CHUNK][Sides::COUNT], chance[P::CHUNK][Sides::COUNT], other[P::CHUNK][Sides::COUNT],
+      farther[P::CHUNK][Sides::COUNT], sum = 0;
 #pragma unroll
   for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      match[i][side] = minus_infinity<A>(), chance[i][side] = 0, other[i][side] = 1;
-      if (!has_keys<P>(w, side, n, P::SLOTS)) continue;
+    for (int s = 0; s < Sides::COUNT; ++s) {
+      const int side = sides.at(s);
       const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
       const auto terms = geometric_terms<typename P::T>(shared.weights[side][warp.row][place]);
-      match[i][side] = terms.match + sum;
-      chance[i][side] = terms.chance, other[i][side] = terms.other;
+      match[i][s] = terms.match + sum;
+      chance[i][s] = terms.chance, other[i][s] = terms.other;
       sum += terms.miss;
     }
   const A before = row.total + quad_prefix(sum, warp.part).before;
@@ -110,16 +109,14 @@ __device__ __forceinline__ void scan_inwards(const GeometricWarp<P>& warp, const
 #pragma unroll
   for (int i = P::CHUNK - 1; i >= 0; --i)
 #pragma unroll
-    for (int side = 1; side >= 0; --side) {
-      farther[i][side] = sum;
-      A gain = 0;
-      if (has_keys<P>(w, side, n, P::SLOTS)) {
-        const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
-        const A weight = geometric_exp<typename P::T>(match[i][side] + before) / row.share;
-        gain = weight * (shared.slopes[side][warp.row][place] - row.dot);
-        shared.weights[side][warp.row][place] = weight;
-      }
-      g[i][side] = gain;
+    for (int s = Sides::COUNT - 1; s >= 0; --s) {
+      const int side = sides.at(s);
+      farther[i][s] = sum;
+      const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
+      const A weight = geometric_exp<typename P::T>(match[i][s] + before) * row.share;
+      const A gain = weight * (shared.slopes[side][warp.row][place] - row.dot);
+      shared.weights[side][warp.row][place] = weight;
+      g[i][s] = gain;
       sum += gain;
     }
   const auto suffix = quad_prefix<A, true>(sum, warp.part);
@@ -127,15 +124,16 @@ __device__ __forceinline__ void scan_inwards(const GeometricWarp<P>& warp, const
 #pragma unroll
   for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      if (!has_keys<P>(w, side, n, P::SLOTS)) continue;
+    for (int s = 0; s < Sides::COUNT; ++s) {
+      const int side = sides.at(s);
       const int at = n * P::W + warp.part * P::CHUNK + i;  // distance, from `near`
       const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
       // adding 0 makes a -0 the 0 that is written where nothing is computed
-      const A slope = other[i][side] * g[i][side] - chance[i][side] * (beyond + farther[i][side]) + A(0);
+      const A slope = other[i][s] * g[i][s] - chance[i][s] * (beyond + farther[i][s]) + A(0);
       shared.slopes[side][warp.row][place] = slope;
       const bool self = w.near + at == 0;
-      if (!self) row.dbias[1 - side] += slope;
+      row.left += side && !self ? slope : A(0);
+      row.right += side || self ? A(0) : slope;
       if (dmask && !(self && side == 0)) {
         const i64 j = w.key(side, at + (side ? P::ROWS - 1 - warp.row : warp.row));
         if (j >= 0 && j < keys) dmask[j] = slope;
@@ -246,16 +244,17 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
         if (n < 0) continue;
         if (warp.part == 0) carries[i64(n) * P::ROWS] = row.total;
         warp.sync_pair();
-        scan_outwards<P>(warp, walk, shared, n, a.s.normalize, row);
+        with_sides<P>(walk, n,
+                      [&](auto sides) { scan_outwards<P>(sides, warp, shared, n, a.s.normalize, row); });
       }
       cp_async_wait<0>();
       __syncthreads();
 
       const A sum = -expm1_of(row.total);
-      row.share = !a.s.normalize ? A(1) : sum > a.s.eps ? sum : a.s.eps;
+      row.share = !a.s.normalize ? A(1) : 1 / (sum > a.s.eps ? sum : a.s.eps);
       row.dot += __shfl_xor_sync(~0u, row.dot, 1);
       row.dot += __shfl_xor_sync(~0u, row.dot, 2);
-      row.dot = a.s.normalize && sum > a.s.eps ? row.dot / row.share : A(0);
+      row.dot = a.s.normalize && sum > a.s.eps ? row.dot * row.share : A(0);
       row.farther = a.drem && exists ? exp_of(row.total) * a.drem[place] : A(0);
 
       // ---- inwards
@@ -270,7 +269,9 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
         if (t >= 0 && t < windows) {
           row.total = carries[i64(t) * P::ROWS];
           warp.sync_pair();
-          scan_inwards<P>(warp, walk, shared, t, a.s.keys, dmask, row);
+          with_sides<P>(walk, t, [&](auto sides) {
+            scan_inwards<P>(sides, warp, walk, shared, t, a.s.keys, dmask, row);
+          });
         }
         __syncthreads();
         const int done = t + P::LAG, slot = (done + P::SLOTS) % P::SLOTS * P::W;
@@ -338,7 +339,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
       });
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        A dbias = row.dbias[side];
+        A dbias = side ? row.right : row.left;
         dbias += __shfl_xor_sync(~0u, dbias, 1);
         dbias += __shfl_xor_sync(~0u, dbias, 2);
         if (a.dbias && part == 0 && exists && warp.part == side) a.dbias[place * 2 + side] = dbias;

@@ -7,6 +7,7 @@ namespace sysgen {
 namespace {
 
 constexpr const char* kOp = "geometric_attention";
+constexpr size_t kSharedBytes = 163 * 1024;  // that a block may have on sm_80
 
 template <class F>
 void with_fwd_product(const GeometricAttentionScores& s, F f) {
@@ -33,6 +34,7 @@ void check_sizes(const GeometricAttentionScores& s) {
 template <class P>
 void launch_fwd(const GeometricAttentionFwdArgs& a, void* stream) {
   using T = typename P::T;
+  static_assert(sizeof(GeometricTiledFwdShared<P>) <= kSharedBytes);
   check_sizes(a.s);
   GeometricTiledFwdArgs<T> k{};
   k.s = geometric_scores<Acc<T>>(a.s);
@@ -50,7 +52,7 @@ void launch_fwd(const GeometricAttentionFwdArgs& a, void* stream) {
   SYSGEN_LAUNCH_TEMPLATE(geometric_attention_tiled_fwd_kernel, P, config, stream, k);
 }
 
-// Everything in it has to fit into the 163 KiB that a block may have on sm_80, and the more rows, the less
+// The more rows a block has, the less
 // often dk and dv are read and written.
 template <class F>
 void with_bwd_product(const GeometricAttentionScores& s, F f) {
@@ -102,6 +104,7 @@ template <class P>
 void launch_bwd(const GeometricAttentionBwdArgs& a, void* stream) {
   using T = typename P::T;
   using A = typename P::A;
+  static_assert(sizeof(GeometricTiledBwdShared<P>) <= kSharedBytes);
   check_sizes(a.s);
   const BwdPlan plan = bwd_plan<P>(a);
   if (plan.items == 0) return;

@@ -26,20 +26,19 @@ struct GeometricTiledFwdShared {
 };
 
 // Turns the scores of window n into weights. total: log(1 - P) summed over the nearer keys of the lane's row.
-template <class P>
-__device__ __forceinline__ void scan_fwd(const GeometricWarp<P>& warp, const GeometricWalk& w,
-                                         GeometricRing<P>& ring, int n, typename P::A& total) {
+template <class P, class Sides>
+__device__ __forceinline__ void scan_fwd(Sides sides, const GeometricWarp<P>& warp, GeometricRing<P>& ring,
+                                         int n, typename P::A& total) {
   using A = typename P::A;
-  A match[P::CHUNK][2], sum = 0;
+  A match[P::CHUNK][Sides::COUNT], sum = 0;
 #pragma unroll
   for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      match[i][side] = minus_infinity<A>();
-      if (!has_keys<P>(w, side, n, P::SLOTS)) continue;
+    for (int s = 0; s < Sides::COUNT; ++s) {
+      const int side = sides.at(s);
       const int place = ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i);
       const auto terms = geometric_terms<typename P::T>(ring[side][warp.row][place]);
-      match[i][side] = terms.match + sum;
+      match[i][s] = terms.match + sum;
       sum += terms.miss;
     }
   const auto prefix = quad_prefix(sum, warp.part);
@@ -47,10 +46,11 @@ __device__ __forceinline__ void scan_fwd(const GeometricWarp<P>& warp, const Geo
 #pragma unroll
   for (int i = 0; i < P::CHUNK; ++i)
 #pragma unroll
-    for (int side = 0; side < 2; ++side)
-      if (has_keys<P>(w, side, n, P::SLOTS))
-        ring[side][warp.row][ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i)] =
-            geometric_exp<typename P::T>(match[i][side] + before);
+    for (int s = 0; s < Sides::COUNT; ++s) {
+      const int side = sides.at(s);
+      ring[side][warp.row][ring_place<P>(side, warp.row, n, warp.part * P::CHUNK + i)] =
+          geometric_exp<typename P::T>(match[i][s] + before);
+    }
   total += prefix.all;
 }
 
@@ -128,7 +128,11 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
       const int n = t - P::LAG;
       if (n < 0) continue;
       warp.sync_pair();
-      stopped ? clear_window<P>(warp, shared.ring, n) : scan_fwd<P>(warp, walk, shared.ring, n, total);
+      if (stopped) {
+        clear_window<P>(warp, shared.ring, n);
+      } else {
+        with_sides<P>(walk, n, [&](auto sides) { scan_fwd<P>(sides, warp, shared.ring, n, total); });
+      }
       warp.sync_pair();
       if (!has_keys<P>(walk, warp.side, n, 1)) continue;
       const auto weight = [&](int m, int c) -> const Vec<A, 2>& {
