@@ -11,8 +11,9 @@ AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}
 def autocast(settings, device):
     """The context in which a model of these settings computes."""
     dtype = AUTOCAST.get(settings["precision"])
-    # Cached casts of the weights would be reused by a captured graph after the weights have changed.
-    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+    # A shared layer's weights are cast once a batch, but not in a graph: it may not hold casts made outside of it.
+    cached = settings["execution"] != "graph"
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=cached)
 
 
 class Step:
