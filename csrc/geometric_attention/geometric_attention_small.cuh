@@ -21,10 +21,10 @@ struct GeometricSmall {
   using A = Acc<T>;
   static constexpr bool FAST = sizeof(T) == 2;  // the rounding of T hides that of faster functions
   static constexpr int TILE = TILE_, WARPS = WARPS_, GROUPS = GROUPS_, THREADS = 32 * WARPS * GROUPS;
-  static constexpr int MIN_BLOCKS = sizeof(T) == 8 ? 3 : 512 / THREADS;      // 16 warps, or 12
-  static constexpr int LANES = TILE < 32 ? 16 : 32, STRIPES = TILE / LANES;  // of a row
-  static constexpr int ROWS = 32 / LANES;                                    // of a warp at a time
-  static constexpr int COLUMNS = 64;                                         // of a combination
+  static constexpr int MIN_BLOCKS = sizeof(T) == 8 || GROUPS > 1 ? 3 : 512 / THREADS;  // or registers spill
+  static constexpr int LANES = TILE < 32 ? 16 : 32, STRIPES = TILE / LANES;            // of a row
+  static constexpr int ROWS = 32 / LANES;                                              // of a warp at a time
+  static constexpr int COLUMNS = 64;                                                   // of a combination
   static constexpr int HEIGHT = TILE > 64 ? TILE : 16 * WARPS, PITCH = TILE + 8;
   static_assert(PITCH % 16 == 8, "8 rows of a float32 fragment lie in different banks");
   static_assert(HEIGHT >= TILE && HEIGHT % 16 == 0, "parts of inner products lie in the matrix too");
