@@ -22,7 +22,9 @@ struct GeometricTiledFwdShared {
   alignas(128) typename P::T q[P::STAGED ? P::ROWS : 1][P::PAD];
   alignas(128) typename P::T k[COPIES][COPIES][W][P::PAD];
   alignas(128) typename P::T v[COPIES][COPIES][W][P::PAD];
-  typename P::A share[P::ROWS];  // what the weights of a row are divided by
+  typename P::A share[P::ROWS];       // what the weights of a row are divided by
+  GeometricHead<typename P::A> head;  // the block's; registers are scarce
+  GeometricWalk walk;
 };
 
 // Turns the scores of window n into weights. total: log(1 - P) summed over the nearer keys of the lane's row.
@@ -76,8 +78,13 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
   for (i64 item = blockIdx.x; item < a.items; item += gridDim.x) {
     const i64 part = item % a.parts, row0 = item / a.parts % a.row_blocks * P::ROWS;
     const i64 bh = item / a.parts / a.row_blocks, b = bh / a.s.heads, h = bh % a.s.heads;
-    const auto head = geometric_head(a.s, b, h);
-    const GeometricWalk walk = geometric_walk<P>(a.s, row0);
+    if (threadIdx.x == 0) {
+      shared.head = geometric_head(a.s, b, h);
+      shared.walk = geometric_walk<P>(a.s, row0);
+    }
+    __syncthreads();
+    const auto& head = shared.head;
+    const GeometricWalk& walk = shared.walk;
     const T *q = a.q.head(b, h), *k = a.k.head(b, h), *v = a.v.head(b, h);
     const auto tile_of = [&](const T* data, i64 stride, int t) {
       return GeometricGlobalRows<T>{data,     stride,         walk.key(warp.side, t * P::W),
