@@ -173,6 +173,65 @@ def cvmm_bwd_w_scratch_bytes(
     precision: int,
     /,
 ) -> int: ...
+class DncOptions:
+    def __init__(
+        self,
+        masked: bool,
+        dealloc: bool,
+        sharpen: bool,
+        detach_write: bool,
+        eps: float,
+        clip: float,
+        mask_min: float,
+        chunk: int,
+        /,
+    ) -> None: ...
+
+def dnc_vector_bytes() -> int: ...
+def dnc_sequence_scratch_bytes(
+    gates: Tensor, reads: Tensor, cells: int, options: DncOptions, backward: bool, num_threads: int, /
+) -> int: ...
+def dnc_sequence_fwd(
+    gates: Tensor,
+    weight_hidden: Tensor,
+    weight_reads: Tensor,
+    weight_interface: Tensor,
+    bias_interface: Tensor,
+    lengths: Tensor | None,
+    initial: list[Tensor],
+    final: list[Tensor],
+    hidden: Tensor,
+    reads: Tensor,
+    checkpoints: Tensor | None,
+    scratch: Tensor,
+    cells: int,
+    options: DncOptions,
+    num_threads: int,
+    /,
+) -> None: ...
+def dnc_sequence_bwd(
+    gates: Tensor,
+    weight_hidden_transposed: Tensor,
+    weight_reads_transposed: Tensor,
+    weight_interface: Tensor,
+    weight_interface_transposed: Tensor,
+    bias_interface: Tensor,
+    lengths: Tensor | None,
+    hidden: Tensor,
+    reads: Tensor,
+    checkpoints: Tensor,
+    dhidden: Tensor | None,
+    dreads: Tensor | None,
+    dfinal: list[Tensor | None],
+    dgates: Tensor,
+    dinterface: Tensor,
+    dinitial: list[Tensor],
+    scratch: Tensor,
+    cells: int,
+    options: DncOptions,
+    num_threads: int,
+    /,
+) -> None: ...
 def geometric_attention_fwd_scratch_bytes(
     query: Tensor,
     key: Tensor,

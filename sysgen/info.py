@@ -17,7 +17,12 @@ OPERATIONS = {
     "route": ("route_fwd",),
     "cvmm": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_dot", "cvmm_bwd_w"),
     "moe_ffn": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_bwd_w"),
+    "geometric_attention": ("geometric_attention_fwd", "geometric_attention_bwd"),
+    "geometric_attention_scores": (),
+    "geometric_attention_weights": (),
+    "dnc_sequence": ("dnc_sequence_fwd", "dnc_sequence_bwd"),
 }
+CPU_ONLY = {"dnc_sequence"}
 
 
 def _gpus():
@@ -76,7 +81,14 @@ def _backends(gpus):
         )
     else:
         cuda = "yes (compiled by nvcc)"
-    return {op: {"cpu": cpu, "cuda": cuda, "reference": "yes"} for op in OPERATIONS}
+    backends = {op: {"cpu": cpu, "cuda": cuda, "reference": "yes"} for op in OPERATIONS}
+    for op, registered in OPERATIONS.items():
+        if not registered:
+            reason = "no: for looking at only, computed by the reference"
+            backends[op].update(cpu=reason, cuda=reason)
+        elif op in CPU_ONLY:
+            backends[op]["cuda"] = "no: there are no CUDA kernels of it yet"
+    return backends
 
 
 def _cuda_build():
@@ -128,9 +140,10 @@ def main():
             value = "yes" if value else "no (capsules are used)"
         print(f"{key:28}{value or none[key]}")
     print()
+    width = max(map(len, operations)) + 2
     for op, backends in operations.items():
         for backend, answer in backends.items():
-            print(f"{op:12}{backend:12}{answer}")
+            print(f"{op:{width}}{backend:12}{answer}")
             op = ""
 
 

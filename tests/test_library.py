@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from sysgen import ops, reference
 from sysgen._load import core
+from sysgen.ops._dnc_ops import interface_size as dnc_interface_size
 
 REGISTERED = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sysgen::"))
 
@@ -49,6 +50,27 @@ def attention_tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=
     }
 
 
+def dnc_samples(dtype, device, lead=(6,), k=2, **_):
+    """The DNC's recurrence: as many steps as tokens, k read heads. CPU, float32 and float64 only."""
+    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+        return {"dnc_sequence_fwd": [], "dnc_sequence_bwd": []}
+    g = torch.Generator().manual_seed(0)
+    steps, b, x, h, n, w, r = lead[0], 2, 3, 4, 5, 2, max(k, 1)
+    interface = dnc_interface_size(r, w, True, True)
+    shapes = (b, h), (b, h), (b, n, w), (b, n), (b, n, n), (b, n), (b, n), (b, r, n), (b, r, w)
+    state = [values(g, shape, dtype, device).abs() / 10 for shape in shapes]
+    weights = [
+        values(g, shape, dtype, device)
+        for shape in ((4 * h, x), (4 * h,), (4 * h, h), (4 * h, r * w), (interface, h), (interface,))
+    ]
+    lengths = torch.tensor([steps, steps // 2])
+    options = (True, True, True, False, 1e-6, 20.0, 0.0, 2)
+    forward = (values(g, (steps, b, x), dtype, device), *weights, lengths, *state, *options, True)
+    gates, hidden, reads, checkpoints, *_ = torch.ops.sysgen.dnc_sequence_fwd(*forward)
+    backward = (gates, hidden, reads, checkpoints, *weights[2:], lengths, hidden, None, None, *state[1:], n, *options)
+    return {"dnc_sequence_fwd": [forward], "dnc_sequence_bwd": [backward]}
+
+
 def samples(dtype=torch.float32, device="cpu", **sizes):
     """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
     t = tensors(dtype, device, **sizes)
@@ -67,6 +89,7 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_bwd_x": [(y, w, *route, gate, x, True, 0), (y_rows, w, *route, None, rows, False, 0)],
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
+        **dnc_samples(dtype, device, **sizes),
         "geometric_attention_fwd": [
             (*a["heads"], *masks, *switches, True),
             (*(u.mT.contiguous().mT for u in a["heads"]), None, None, a["hidden"], *switches, False),

@@ -40,7 +40,6 @@ struct DncSizes {
     return width * (3 + reads) + 5 * reads + 3 + (masked ? width * (1 + reads) : 0) +
            (sharpen ? 2 * reads : 0);
   }
-  int64_t num_chunks() const { return (steps + chunk - 1) / chunk; }
 };
 
 // Each [B, ...], contiguous. Gradients of a state have the same layout; there a null pointer of an input

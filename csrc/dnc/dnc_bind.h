@@ -85,6 +85,8 @@ inline DncSizes dnc_sizes(const char* op, const TensorView& gates, const TensorV
   return s;
 }
 
+inline int64_t dnc_num_chunks(const DncSizes& s) { return (s.steps + s.chunk - 1) / s.chunk; }
+
 // Threads share samples; below some 20 us of work a thread more does not pay.
 inline int dnc_threads(const DncSizes& s, int threads) {
   const int64_t products =
@@ -131,7 +133,7 @@ inline void register_dnc(pybind11::module_& m) {
     a.reads_out = check_tensor(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
     if (!runs_on_cpu(gates)) no_device(op, gates);
     a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
-                                 {s.num_chunks(), s.batch, dnc_checkpoint_numel(s)}, gates);
+                                 {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
     a.threads = dnc_threads(s, threads);
     check(scratch.numel() * size_of(scratch.dtype) >= dnc_fwd_cpu_scratch_bytes(s, a.threads), op,
           ": scratch too small");
@@ -165,7 +167,7 @@ inline void register_dnc(pybind11::module_& m) {
     a.dinitial = check_state(op, dinitial, s, gates);
     if (!runs_on_cpu(gates)) no_device(op, gates);
     a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
-                                 {s.num_chunks(), s.batch, dnc_checkpoint_numel(s)}, gates);
+                                 {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
     a.threads = dnc_threads(s, threads);
     check(scratch.numel() * size_of(scratch.dtype) >= dnc_bwd_cpu_scratch_bytes(s, a.threads), op,
           ": scratch too small");

@@ -235,7 +235,7 @@ void bwd_share(const DncBwdArgs& a, const Interface& at, int64_t first, int64_t 
   for (int64_t b = first; b < last; ++b) import_state(s, a.dfinal, b, grad_of(b));
   const State<A> front = grad_of(first);
 
-  for (int64_t c = s.num_chunks() - 1; c >= 0; --c) {
+  for (int64_t c = (s.steps + s.chunk - 1) / s.chunk - 1; c >= 0; --c) {
     const int64_t begin = c * s.chunk, end = begin + chunk < s.steps ? begin + chunk : s.steps;
     // Forward once more, from the checkpoint.
     for (int64_t b = first; b < last; ++b)
