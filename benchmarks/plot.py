@@ -21,16 +21,24 @@ STYLES = {
     "sort + grouped_mm": {"color": "#009E73", "marker": "D"},
     "numba prange": {"color": "#CC79A7", "marker": "P"},
     "ScatterMoE": {"color": "#F0E442", "marker": "X"},
+    "dense eager": {"color": "#0072B2", "marker": "v"},
+    "released formula": {"color": "#000000", "marker": "s"},
+    "torch.compile": {"color": "#009E73", "marker": "D"},
+    "softmax (SDPA)": {"color": "#999999", "marker": None, "linestyle": "--"},
 }
 LABELS = {
     "sysgen": "sysgen.nn.SigmaMoE",
+    "softmax (SDPA)": "torch's softmax attention (another function, same shape)",
     "dense MLP": "dense MLP, equal parameters",
     "dense-equivalent": "dense MLP, equal FLOPs (the limit)",
 }
+OPS = {**LABELS, "sysgen": "sysgen.ops.geometric_attention"}
+NAMES = {label: name for labels in (LABELS, OPS) for name, label in labels.items()}
 AXES = {
     "num_experts": "number of experts N_E",
     "expert_size": "width of an expert G",
     "d_model": "width of the model d_model",
+    "positions": "positions N",
 }
 LEGEND = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.03), "frameon": False, "fontsize": 9}
 RC = {
@@ -70,7 +78,8 @@ def plot_all(content, path):
 
 def _sweep(panels):
     """One row a dtype: time of the forward, time of forward and backward, memory of forward and backward."""
-    _, tokens = max((len(points), t) for (_, _, t), points in panels.items())  # the longest curves, then the largest
+    longest = max(panels, key=lambda panel: (len(panels[panel]), panel[2] or 0))  # then the one of most tokens
+    tokens = longest[2]
     dtypes = [d for d in ("float32", "bfloat16") if any(k[0] == d and k[2] == tokens for k in panels)]
     columns = [("forward", "seconds"), ("forward+backward", "seconds"), ("forward+backward", "peak_bytes")]
     fig, grid = plt.subplots(len(dtypes), 3, figsize=(12, 0.9 + 3.3 * len(dtypes)), squeeze=False, sharex=True)
@@ -81,27 +90,29 @@ def _sweep(panels):
                 ax.set_visible(False)
                 continue
             one = next(iter(points.values()))["sysgen"]
-            _lines(ax, points, what)
+            _lines(ax, points, what, LABELS if "num_experts" in one or one["x_name"] == "num_experts" else OPS)
             ax.set_title(f"{dtype}, {passes.replace('+', ' + ')}", fontsize=10)
             ax.set_ylabel("time (ms)" if what == "seconds" else "peak memory (MB)")
             ax.xaxis.set_tick_params(labelbottom=True)
             ax.set_xlabel(AXES[one["x_name"]])
     sizes = {"tokens": "tokens", "d_model": "d_model", "num_experts": "N_E", "expert_size": "G", "k": "K"}
+    sizes |= {"batch": "B", "heads": "H", "width": "D"}
     fixed = ", ".join(f"{label} = {one[key]}" for key, label in sizes.items() if key in one)
     handles = {h.get_label(): h for ax in grid.flat for h in ax.lines}
-    order = [LABELS.get(n, n) for n in STYLES if LABELS.get(n, n) in handles]
-    fig.suptitle(f"One MoE layer: {fixed}", fontsize=11)
+    order = sorted(handles, key=lambda label: list(STYLES).index(NAMES.get(label, label)))
+    layer = "Geometric attention" if one["figure"] == "geometric_attention" else "One MoE layer"
+    fig.suptitle(f"{layer}: {fixed}", fontsize=11)
     fig.legend([handles[n] for n in order], order, ncols=4, **LEGEND)
     fig.tight_layout(rect=(0, 0.75 / fig.get_figheight(), 1, 1))
     return fig
 
 
-def _lines(ax, points, what):
+def _lines(ax, points, what, labels):
     scale = 1e3 if what == "seconds" else 1e-6
     for name in dict.fromkeys(n for series in points.values() for n in series):
         measured = [(x, series[name][what] * scale) for x, series in points.items() if what in series.get(name, {})]
         if measured and (what == "seconds" or name != "numba prange"):  # NumPy's memory is not seen
-            ax.plot(*zip(*measured), label=LABELS.get(name, name), **STYLES[name])
+            ax.plot(*zip(*measured), label=labels.get(name, name), **STYLES[name])
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(list(points), [str(x) for x in points])
@@ -144,6 +155,7 @@ def _bars(panels):
 
 
 FIGURES = {
+    "geometric_attention": _sweep,
     "moe_layer_num_experts": _sweep,
     "moe_layer_expert_size": _sweep,
     "moe_layer_d_model": _sweep,
