@@ -15,6 +15,6 @@ def test_examples_run(monkeypatch):
     # what the text leaves to the reader: weights of the mixture, and a batch for attention
     session = {"w_up": torch.randn(32, 512, 128), "w_down": torch.randn(32, 128, 512)}
     for block in blocks:
-        exec(compile(block, README.name, "exec"), session)  # noqa: S102
+        exec(compile(block, README.name, "exec"), session)
         session["x"] = torch.randn(2, 7, 256) if "SigmaMoE" not in block else session["x"]
     assert session["state"].memory.isfinite().all()
