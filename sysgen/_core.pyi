@@ -173,6 +173,7 @@ def cvmm_bwd_w_scratch_bytes(
     precision: int,
     /,
 ) -> int: ...
+
 class DncOptions:
     def __init__(
         self,
