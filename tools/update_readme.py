@@ -27,7 +27,7 @@ OVERHEAD = {
     "cvmm": "two operations, because it sorts first",
     "moe_ffn (routed)": "two operations, one for each projection",
 }
-SHOWN = ("moe_layer_num_experts: float32", "cvmm", "overhead", "geometric_attention", "ndr_layer")  # tables
+SHOWN = ("moe_layer_num_experts: float32", "cvmm", "overhead", "geometric_attention", "ndr_layer", "dnc")  # tables
 PEERS = ("loop over experts", "sorted loop", "sort + grouped_mm")
 HEADER = "| what | required | measured | |\n|---|---|---|---|"
 
