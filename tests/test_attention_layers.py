@@ -327,10 +327,25 @@ def test_maps(kind):
             holder.b(x, x, x)
         make(kind)(x, x, x)  # in no model
     layer(x, x, x)
+    with collect_maps(layer) as outer:
+        with collect_maps(layer) as within:
+            layer(x, x, x)
+        layer(x, x, x)
+    layer(x, x, x)
+    assert [len(m[""]["attention"]) for m in (outer, within)] == [2, 1], "one model, collected twice"
     assert list(maps) == ["a", "b"] and [len(m["attention"]) for m in maps.values()] == [1, 1]
     assert list(inner) == [""] and torch.equal(inner[""]["attention"][0], maps["b"]["attention"][0])
     torch.testing.assert_close(maps["a"]["attention"][0], layer(x, x, x, PADDING, average_attn_weights=False)[1])
     assert not maps["a"]["attention"][0].requires_grad
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("batch, queries, keys", [(0, 3, 5), (2, 0, 5), (2, 3, 0), (2, 0, 0)])
+def test_empty(kind, batch, queries, keys):
+    layer, q, k = make(kind), tokens(batch, queries, 8), tokens(batch, keys, 8)
+    y, weights = layer(q, k, k)
+    assert y.shape == q.shape and weights.shape == (batch, queries, keys) and not y.any()
+    torch.autograd.grad(y.sum(), (q, k))
 
 
 # Bad input
@@ -370,14 +385,18 @@ def test_bad_input(kind):
         (ValueError, "must agree in batch", (x, x[:1], x[:1]), {}),
         (ValueError, "key and value in length", (x, x, x[:, :4]), {}),
         (ValueError, r"key_padding_mask must have shape \[2, 5\]", (x, x, x), {"key_padding_mask": PADDING.T}),
-        (TypeError, "key_padding_mask must be bool", (x, x, x), {"key_padding_mask": PADDING.int()}),
+        (TypeError, "key_padding_mask must be a bool", (x, x, x), {"key_padding_mask": PADDING.int()}),
         (
             ValueError,
             r"attn_mask must have shape \[5, 5\] or \[4, 5, 5\]",
             (x, x, x),
             {"attn_mask": x.new_ones(2, 5, 5)},
         ),
-        (TypeError, "attn_mask must be bool", (x, x, x), {"attn_mask": torch.ones(5, 5).long()}),
+        (TypeError, "attn_mask must be a bool", (x, x, x), {"attn_mask": torch.ones(5, 5).long()}),
+        (TypeError, "attn_mask must be a bool or .* tensor, got list", (x, x, x), {"attn_mask": [0]}),
+        (TypeError, "key_padding_mask must be .* got list", (x[0], x[0], x[0]), {"key_padding_mask": [0]}),
+        (TypeError, "is_causal must be a bool, got 'no'", (x, x, x), {"is_causal": "no"}),
+        (TypeError, "q_offset must be an int, got float", (x, x, x), {"q_offset": 1.5}),
     ]
     for error, words, args, kwargs in cases:
         with pytest.raises(error, match=words):

@@ -105,6 +105,24 @@ def test_nothing_matches(compiled, how, normalize):
             assert not t.any() and t.isfinite().all(), name
 
 
+def test_opposite_infinities_in_two_masks(compiled):
+    """-inf in either of two masks takes a key out, whatever the other says."""
+    inputs = make_inputs((2, 2, 5, 7, 4), F32, compiled.device)
+    hidden = torch.zeros(5, 7, device=compiled.device, dtype=torch.bool)
+    hidden[1, 2] = hidden[3] = True
+    padding, mask = torch.zeros(2, 7, device=compiled.device), torch.zeros(5, 7, device=compiled.device)
+    padding[0, 2], padding[1, 4] = INF, -INF
+    mask[hidden], mask[0, 4] = -INF, INF
+    inputs["key_padding_mask"], inputs["attn_mask"] = padding.requires_grad_(), mask.requires_grad_()
+    y, expected = (package.geometric_attention(**inputs) for package in (ops, reference))
+    assert not y[:, :, 3].any()
+    leaves = [t for t in inputs.values() if t.requires_grad]
+    for actual, exact in zip(
+        (y, *torch.autograd.grad(y.sum(), leaves)), (expected, *torch.autograd.grad(expected.sum(), leaves))
+    ):
+        torch.testing.assert_close(actual, exact)  # NaN is in neither: it would not be close
+
+
 def test_scores_of_zero_halve(compiled):
     weights, remainder = attend(torch.zeros(3, 3), compiled.device)
     torch.testing.assert_close(weights[1].cpu(), torch.tensor([0.25, 0, 0.5]))

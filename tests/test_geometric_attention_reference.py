@@ -87,6 +87,14 @@ def test_bool_and_infinite_masks_are_the_same():
     torch.testing.assert_close(y, expected[0])
 
 
+@pytest.mark.parametrize("q_offset", [2**62 - 1, -(2**62) + 1])
+def test_any_distance(q_offset):
+    """Twice the distance would not fit into 64 bits; beyond all keys the order is that of any other place there."""
+    scores = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    near = geometric_attention_weights(scores, q_offset=100 if q_offset > 0 else -100)
+    assert torch.equal(geometric_attention_weights(scores, q_offset=q_offset), near)
+
+
 def test_half_types_are_computed_in_float32():
     query, key, value, _ = (t.bfloat16() for t in inputs())
     out, remainder = geometric_attention(query, key, value, return_remainder=True)

@@ -294,6 +294,9 @@ def test_maps_of_each_step(make_stack):
         assert torch.equal(encoder(x), y)
     else:
         assert [n for n, m in maps.items() if "gate" in m] == ["layers.0", "layers.1", "layers.2"]
+    with collect_maps(encoder) as maps:
+        encoder(x[:0])
+    assert all(m["gate"][0].shape == (0, 5, 8) for m in maps.values() if "gate" in m), "an empty batch"
 
 
 # Adaptive computation time
@@ -390,6 +393,8 @@ def test_act_edges():
         act("A")
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         act(steps=0)
+    with pytest.raises(ValueError, match="ACTEncoder: layer must be batch first, got one with batch_first=False"):
+        ACTEncoder(make("ndr", batch_first=False), 3)
 
 
 # torch's features

@@ -162,6 +162,17 @@ def test_classifier_maps():
     assert [m.shape for m in maps["encoder.layer.self_attn"]["attention"]] == [(3, 2, 7, 7)] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_narrow_integers(dtype):
+    """Begin and end tokens beyond the dtype's range, and lengths that torch would take for a mask."""
+    model = SequenceClassifier(SharedEncoder(NDREncoderLayer(8, 2), 2), 300, 3, 8).eval()
+    tokens, lengths = padded([5, 1, 3], 7)
+    expected = model(tokens, lengths)
+    assert torch.equal(model(tokens.to(dtype), lengths), expected)
+    assert torch.equal(model(tokens, lengths.to(dtype)), expected)
+    assert torch.equal(model(tokens.to(dtype), lengths.to(dtype)), expected)
+
+
 def test_bad_tokens():
     for model, name in ((MODELS["ndr"](), "SequenceClassifier"), (MODELS["lstm"](), "RNNClassifier")):
         tokens, lengths = padded([5, 1, 3], 7)
@@ -169,6 +180,8 @@ def test_bad_tokens():
             (TypeError, "tokens must be an integer tensor, got torch.float32", (tokens.float(), lengths)),
             (ValueError, r"tokens must have shape \[B, N\], got \[5\]", (tokens[0], lengths)),
             (ValueError, r"lengths of tokens must be integers of shape \[3\], got \[2\]", (tokens, lengths[:2])),
+            (TypeError, "lengths of tokens must be an integer tensor, got list", (tokens, [5, 1, 3])),
+            (TypeError, "lengths of tokens must be an integer tensor, got torch.bool", (tokens, lengths > 1)),
             (
                 ValueError,
                 r"lengths of tokens must be in \[0, 5\], got 1 to 6",

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..ops._geometric_attention_checks import check_flag, check_q_offset
 from . import _checks, maps
 from ._dropout import dropout
 
@@ -64,7 +65,7 @@ class MultiheadBase(nn.Module):
         self_attention = key is query and value is query
         shared = value is key
         query, key, value = (self._to_batch(t, batched) for t in (query, key, value))
-        if key_padding_mask is not None and not batched:
+        if isinstance(key_padding_mask, torch.Tensor) and not batched:
             key_padding_mask = key_padding_mask.unsqueeze(0)
         masks = self._masks(query, key, key_padding_mask, attn_mask, is_causal, q_offset)
         q, k, v, extra = self._project(query, key, value, self_attention, shared)
@@ -130,9 +131,12 @@ class MultiheadBase(nn.Module):
     def _masks(self, query, key, key_padding_mask, attn_mask, is_causal, q_offset):
         name = type(self).__name__
         b, l, s = len(query), query.shape[1], key.shape[1]
+        check_flag(name, "is_causal", is_causal)
+        check_q_offset(name, q_offset)
         for argument, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
-            if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
-                raise TypeError(f"{name}: {argument} must be bool or floating-point, got {mask.dtype}")
+            given = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+            if mask is not None and given != torch.bool and not getattr(given, "is_floating_point", False):
+                raise TypeError(f"{name}: {argument} must be a bool or floating-point tensor, got {given}")
         if key_padding_mask is not None and key_padding_mask.shape != (b, s):
             raise ValueError(f"{name}: key_padding_mask must have shape {[b, s]}, got {list(key_padding_mask.shape)}")
         if attn_mask is not None:

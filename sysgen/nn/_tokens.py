@@ -13,13 +13,16 @@ def check(layer, tokens, lengths, name="tokens"):
     b, n = tokens.shape
     if lengths is None:
         return torch.full((b,), n, device=tokens.device)
-    if lengths.shape != (b,) or lengths.is_floating_point():
+    if not isinstance(lengths, torch.Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        given = lengths.dtype if isinstance(lengths, torch.Tensor) else type(lengths).__name__
+        raise TypeError(f"{layer}: lengths of {name} must be an integer tensor, got {given}")
+    if lengths.shape != (b,):
         raise ValueError(f"{layer}: lengths of {name} must be integers of shape [{b}], got {list(lengths.shape)}")
     if b and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = lengths.aminmax()
         if low < 0 or high > n:
             raise ValueError(f"{layer}: lengths of {name} must be in [0, {n}], got {int(low)} to {int(high)}")
-    return lengths.to(tokens.device)
+    return lengths.to(tokens.device, torch.int64)  # torch reads an index of uint8 as a mask
 
 
 def with_ends(tokens, lengths, end, begin=None):
@@ -27,6 +30,8 @@ def with_ends(tokens, lengths, end, begin=None):
 
     tokens [B, N], lengths [B] -> ([B, N + 1 or 2], bool mask of the same shape, True on padding).
     """
+    if tokens.dtype not in (torch.int32, torch.int64):  # narrower ones may not hold the new tokens
+        tokens = tokens.to(torch.int64)
     position = torch.arange(tokens.shape[1] + 1, device=tokens.device)
     tokens = torch.nn.functional.pad(tokens, (0, 1))
     lengths = lengths.unsqueeze(1)

@@ -16,7 +16,7 @@ class ACTEncoder(nn.Module):
     Halted columns keep being transformed and attended to until all have halted.
 
     Args:
-        layer: called as ``layer(src, src_mask=…, src_key_padding_mask=…)``; has ``d_model``.
+        layer: called as ``layer(src, src_mask=…, src_key_padding_mask=…)``, batch first; has ``d_model``.
         max_steps: most steps.
         threshold: of Σ p; 0.99 as released.
         variant: ``"graves"``: out = Σ w · x. ``"universal"``: out = (1 − w) · out + w · x, and the last step halts
@@ -35,6 +35,8 @@ class ACTEncoder(nn.Module):
         _checks.positive_int("ACTEncoder", max_steps=max_steps)
         _checks.rate("ACTEncoder", threshold=threshold)
         _checks.one_of("ACTEncoder", ("graves", "universal"), variant=variant)
+        if any(getattr(module, "batch_first", True) is False for module in layer.modules()):
+            raise ValueError("ACTEncoder: layer must be batch first, got one with batch_first=False")
         self.layer, self.max_steps, self.threshold, self.variant = layer, max_steps, threshold, variant
         self.loss_weight, self.early_exit = loss_weight, early_exit
         like = next(layer.parameters())

@@ -27,7 +27,7 @@ def collect_maps(model):
     try:
         yield maps
     finally:
-        _collectors.remove(entry)
+        _collectors[:] = [other for other in _collectors if other is not entry]  # == would compare tensors
 
 
 def wanted():

@@ -120,7 +120,7 @@ class NDREncoderLayer(nn.Module):
             gate = gate.masked_fill_(closed, -torch.inf)
         gate = gate.sigmoid_()
         if maps.wanted():
-            maps.record(self, "gate", gate.view(*src.shape[:-1], -1))
+            maps.record(self, "gate", gate.view(*src.shape[:-1], gate.shape[-1]))
         return torch.lerp(x, u.to(x.dtype), gate.to(x.dtype)).view(src.shape)
 
     def extra_repr(self):

@@ -90,6 +90,8 @@ class RelativeMultiheadAttention(MultiheadBase):
     def _position_scores(self, q, keys, extra, q_offset):
         """[B, H, L, S]. Row i of the products by distance is read from one column earlier than row i − 1."""
         queries, offset = q.shape[-2], -(q.shape[-2] - 1) - q_offset
+        if queries == 0:
+            return q.new_empty(*q.shape[:-1], keys)
         first, stop = offset, offset + queries + keys
         if self.absolute_gate is not None:
             first, stop = min(first, 0), max(stop, keys)

@@ -110,10 +110,15 @@ def merge_masks(op, key_padding_mask, attn_mask, query, key):
         check_attn_mask(op, attn_mask, (b, h, l, s), query)
         if attn_mask.dtype != torch.bool:
             attn_mask = attn_mask.to(accumulator)
-            mask = attn_mask if added is None else attn_mask + added
+            mask = attn_mask if added is None else _sum(attn_mask, added)
         else:
             mask = attn_mask if added is None else torch.where(attn_mask, float("-inf"), added)
     return key_mask, None if mask is None else mask.expand(b, h, l, s)
+
+
+def _sum(attn_mask, padding):
+    """Where ``attn_mask`` is -inf that, even if the other is +inf; where the other is -inf it does not matter."""
+    return torch.where(attn_mask == float("-inf"), float("-inf"), attn_mask + padding)
 
 
 def _check_number(op, argument, value):

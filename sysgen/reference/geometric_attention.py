@@ -96,9 +96,10 @@ def _weights_and_remainder(scores, key_padding_mask, attn_mask, normalize, eps, 
 
 
 def _offsets(scores, q_offset):
-    """Position of the key minus position of the query, [L, S]."""
+    """Position of the key minus position of the query (or of the nearest place beyond the keys), [L, S]."""
     queries, keys = scores.shape[-2:]
     query = torch.arange(queries, device=scores.device) + q_offset
+    query = query.clamp(-1, keys)  # beyond all keys the order is the same, and twice the distance cannot overflow
     return torch.arange(keys, device=scores.device) - query[:, None]
 
 
