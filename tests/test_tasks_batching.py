@@ -154,6 +154,24 @@ def test_bad_indices(dataset):
             dataset.batch([0, i])
 
 
+def test_indices_that_are_no_integers(dataset):
+    """A mask is no list of indices, and nothing is rounded."""
+    for i in (1.0, "1", slice(2), None):
+        with pytest.raises(TypeError, match=f"index must be an integer.*got {type(i).__name__}"):
+            dataset[i]
+    for indices in ([0.0, 1.7], [True, False], torch.zeros(len(dataset), dtype=torch.bool)):
+        with pytest.raises(TypeError, match="indices must be integers"):
+            dataset.batch(indices)
+        with pytest.raises(TypeError, match="indices must be integers"):
+            dataset[indices]
+
+
+@pytest.mark.parametrize("split", [None, 3])
+def test_split_that_is_no_name(split):
+    with pytest.raises(TypeError, match=f"split must be a name or several, got {type(split).__name__}"):
+        CTL(split)
+
+
 def test_empty_batch():
     batch = CTL("basic").batch([])
     assert [list(t.shape) for t in batch[:3]] == [[0, 0], [0], [0]]

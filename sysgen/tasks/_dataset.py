@@ -1,6 +1,7 @@
 """What all data sets share: one flat array of tokens, splits, caches."""
 
 import math
+import operator
 import os
 import tempfile
 from pathlib import Path
@@ -103,7 +104,10 @@ class GeneratedDataset(Dataset):
     separator = " "
 
     def __init__(self, split, seed, parameters, progress, cache_dir):
-        names = (split,) if isinstance(split, str) else tuple(split)
+        try:
+            names = (split,) if isinstance(split, str) else tuple(split)
+        except TypeError:
+            raise TypeError(f"split must be a name or several, got {type(split).__name__}") from None
         for name in names:
             check_choice("split", name, self.splits(**self._split_arguments(parameters)))
         if not names:
@@ -162,7 +166,11 @@ class GeneratedDataset(Dataset):
         """Sample ``index``, or for a list of indices their :class:`Batch`."""
         if isinstance(index, (list, torch.Tensor)) and not (isinstance(index, torch.Tensor) and index.dim() == 0):
             return self.batch(index)
-        i = int(index)
+        try:
+            i = operator.index(index)
+        except TypeError:
+            what = f"an integer, or a list or tensor of integers, got {type(index).__name__}"
+            raise TypeError(f"index must be {what}") from None
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} samples")
         i %= len(self)
@@ -173,7 +181,10 @@ class GeneratedDataset(Dataset):
         return self._table[name][offsets[i] : offsets[i + 1]].long()
 
     def _indices(self, indices):
-        indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        indices = torch.as_tensor(indices)
+        if indices.numel() and (indices.is_floating_point() or indices.dtype == torch.bool):
+            raise TypeError(f"indices must be integers, got {indices.dtype}; of a mask take mask.nonzero()")
+        indices = indices.long().reshape(-1)
         if len(indices) and not -len(self) <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"indices must be in [{-len(self)}, {len(self)}), got {indices.tolist()}")
         return indices % max(len(self), 1)

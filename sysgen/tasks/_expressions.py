@@ -20,10 +20,13 @@ def collect(generate, name, part, seed, progress, *, quota, depths, max_length, 
     """Table of ``sum(quota)`` different expressions; those of part ``"iid"`` are in no other part.
 
     Which of the two sides an expression is on is decided by its hash: one in sixteen is held out for ``"iid"``.
-    ValueError if ``patience`` trials in a row give no new sample.
+    ValueError if ``patience`` trials in a row give no new sample, MemoryError if there is no memory for so many.
     """
     num = sum(quota)
-    tokens = torch.empty(num * max_length, dtype=torch.uint8)
+    try:
+        tokens = torch.empty(num * max_length, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise MemoryError(f"{name} {part}: no memory for {num} samples of up to {max_length} tokens") from error
     offsets = torch.empty(num + 1, dtype=torch.int64)
     targets, bins, tree_depths = (torch.empty(num, dtype=torch.uint8) for _ in range(3))
     with progress_bar(progress, num, f"{name} {part}") as report:
