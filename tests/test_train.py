@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sysgen import train
-from sysgen.train import log
+from sysgen.train import checkpoint, log, loop
 from sysgen.train.__main__ import main
 from sysgen.train.data import Data, training_batches
 from sysgen.train.models import build, objective_for
@@ -158,6 +158,17 @@ def test_mixed_precision_on_the_cpu(precision, tmp_path):
         (["ctl", "--model", "lstm", "--checkpoint-every", "0"], "checkpoint_every must be"),
         (["ctl", "--model", "ndr", "--cuda-graphs"], "needs a CUDA device"),
         (["ctl", "--model", "lstm", "--cuda-graphs"], "is for encoders"),
+        (
+            ["ctl", "--model", "lstm", "--seed", "18446744073709551616"],
+            "seed must be a whole number from 0 to 2^64 - 1",
+        ),
+        (["ctl", "--model", "lstm", "--more-depth-valid", "5"], "more_depth_valid must be a whole number from 1 to 4"),
+        (["ctl", "--model", "ndr", "--gate-bias", "inf"], "gate_bias must be a finite number, got inf"),
+        (
+            ["scan", "--model", "transformer", "--cutoff", "1"],
+            "with cutoff = 1, seed = 0 the split 'iid' of SCAN holds no",
+        ),
+        (["arithmetic", "--model", "lstm", "--num-train", str(10**15)], "no memory for 1000000000000000 samples"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments, message, tmp_path, capsys):
@@ -205,6 +216,59 @@ def test_divergence_is_an_error_with_a_message(tmp_path, capsys):
     assert main(arguments) == 1
     assert "no longer finite" in capsys.readouterr().err
     assert log.read(tmp_path / "log.jsonl")[-1]["event"] == "diverged"
+
+
+@pytest.mark.parametrize("where", ["loss", "parameters"])
+def test_checkpoints_are_finite(where, tmp_path, capsys, monkeypatch):
+    """What is not finite replaces no checkpoint, neither the last nor the best, though nobody looks at the loss."""
+
+    class Exploding(loop.Step):
+        def __call__(self, batch, at):
+            super().__call__(batch, at)
+            if at == 2:
+                if where == "loss":
+                    self.totals[0] = float("nan")
+                else:
+                    next(iter(self.parameters)).data[0] = float("nan")
+
+    monkeypatch.setattr(loop, "Step", Exploding)
+    assert main(lstm(tmp_path, "--checkpoint-every=1", steps=9, eval_every=3)) == 1
+    assert "no longer finite before step 3" in capsys.readouterr().err
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["step"] == 2 and all(v.isfinite().all() for v in state["model"].values())
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_the_message_of_a_divergence_names_the_checkpoint(tmp_path, capsys, monkeypatch):
+    """Also if evaluations were between."""
+
+    class Exploding(loop.Step):
+        def __call__(self, batch, at):
+            super().__call__(batch, at)
+            if at == 6:
+                self.totals[0] = float("inf")
+
+    monkeypatch.setattr(loop, "Step", Exploding)
+    assert main(lstm(tmp_path / "a", "--checkpoint-every=3", steps=9, eval_every=2)) == 1
+    assert "holds the checkpoint of step 6" in capsys.readouterr().err
+    assert main(lstm(tmp_path / "b", "--checkpoint-every=9", steps=9, eval_every=2)) == 1
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_full_disk(tmp_path):
+    """A message and not a traceback; the checkpoint before stays, and nothing half written."""
+    resource = pytest.importorskip("resource")
+    assert main(lstm(tmp_path)) == 0
+    before = (tmp_path / "last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path / "last.pt", {"x": torch.zeros(len(before))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_list_shows_every_preset(capsys):

@@ -227,3 +227,24 @@ def test_time_limit(tmp_path):
     run(tmp_path / "a", steps=3, eval_every=3)
     assert run(tmp_path / "a", steps=3, eval_every=3, resume=True, time_limit=1e-9)["status"] == "finished"
     assert main([*lstm(tmp_path / "b"), *flags({"time_limit": 1e-9})]) == 75
+
+
+def test_two_runs_in_one_folder(tmp_path, capsys):
+    """The second is refused while the first is at work, whatever it asks for, and disturbs nothing."""
+    pytest.importorskip("fcntl")
+
+    class Meanwhile(train.Interruption):
+        refused = 0
+
+        def check(self, despite_limit=False):
+            with torch.random.fork_rng():  # which two processes do not share
+                for more in ([], ["--resume"]):
+                    assert main(lstm(tmp_path / "run", *more)) == 2
+                    self.refused += "another run is at work" in capsys.readouterr().err
+
+    meanwhile = Meanwhile()
+    run(tmp_path / "alone")
+    run(tmp_path / "run", interruption=meanwhile)
+    assert meanwhile.refused > 0
+    check_same(tmp_path / "alone", tmp_path / "run")
+    assert run(tmp_path / "run", resume=True)["status"] == "finished"  # the end of a run opens its folder

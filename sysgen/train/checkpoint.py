@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without executing anything that is in them."""
 
+import io
 import os
 from pathlib import Path
 
@@ -14,12 +15,18 @@ class CheckpointError(ValueError):
 
 def save(path, content):
     """Writes ``content`` under a temporary name, flushes it to the disk and renames it."""
+    buffer = io.BytesIO()  # torch.save hides what the file system says, such as that the disk is full
+    torch.save({"format": FORMAT, **content}, buffer)
     temporary = Path(f"{path}.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path, map_location="cpu"):

@@ -26,8 +26,11 @@ class Data:
         if name not in self._splits:
             try:
                 self._splits[name] = self._make(name, **self._options)
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 raise SettingsError(str(error)) from error
+            if not len(self._splits[name]):
+                options = ", ".join(f"{k} = {v!r}" for k, v in self._options.items())
+                raise SettingsError(f"with {options} the split {name!r} of {self.task['dataset']} holds no samples")
         return self._splits[name]
 
     @property

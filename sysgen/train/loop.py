@@ -3,6 +3,8 @@
 import math
 import time
 
+import torch
+
 from . import checkpoint
 from .data import training_batches
 from .evaluation import evaluate
@@ -40,11 +42,14 @@ class Trainer:
         self.seconds = 0.0  # of all sessions of this run, evaluations included
         self.best = None  # {"step", "accuracy"} of the best out-of-distribution accuracy so far
         self.batches = None
-        self._saved = None  # step of the checkpoint on the disk
+        self._saved = None  # (step, evaluated) of the checkpoint on the disk
 
     # ---- state --------------------------------------------------------------------------------------------------
 
     def save(self):
+        """Writes the checkpoint; Diverged if it would hold numbers that are not finite."""
+        self._training_figures()
+        self._check_parameters()
         checkpoint.save(
             self.output / "last.pt",
             {
@@ -60,7 +65,7 @@ class Trainer:
                 "rng": checkpoint.rng_state(self.device),
             },
         )
-        self._saved = self.step
+        self._saved = self.step, self.evaluated
 
     def restore(self, content):
         self.model.load_state_dict(content["model"])
@@ -69,7 +74,7 @@ class Trainer:
         self.step, self.evaluated = content["step"], content["evaluated"]
         self.seconds, self.best = content["seconds"], content["best"]
         self.batches = training_batches(self.data.train, self.settings, self.device, content["sampler"])
-        self._saved = self.step
+        self._saved = self.step, self.evaluated
         checkpoint.set_rng_state(content["rng"], self.device)  # last: nothing above may draw afterwards
 
     # ---- the loop -----------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ class Trainer:
             while True:
                 if self._due(self.settings["eval_every"]) and self.evaluated != self.step:
                     self._evaluate(first)
-                if self._due(self.checkpoint_every) and self._saved != self.step:
+                if self._due(self.checkpoint_every) and self._saved != (self.step, self.evaluated):
                     self.save()
                 if self.step >= last:
                     return None
@@ -110,14 +115,23 @@ class Trainer:
         return self._before + time.monotonic() - self._started
 
     def _training_figures(self):
-        """Loss and accuracy of the training batches since the last evaluation: the only place that waits for a GPU."""
+        """Loss and accuracy of the training batches since the last evaluation: waits for a GPU."""
         loss, right, count = self.train_step.totals.tolist()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the training loss is no longer finite before step {self.step}; {self.output} holds the checkpoint of "
-                f"step {self._saved}. Try a smaller lr, a smaller clip or precision=fp32"
-            )
+            raise self._diverged("training loss")
         return {"loss": loss / count, "accuracy": right / count} if count else None
+
+    def _check_parameters(self):
+        """Those after a step may be infinite although its loss was not."""
+        if not all(torch.stack([p.isfinite().all() for p in self.model.parameters()]).tolist()):
+            raise self._diverged("value of a parameter")
+
+    def _diverged(self, what):
+        holds = f"the checkpoint of step {self._saved[0]}" if self._saved else "no checkpoint"
+        return Diverged(
+            f"the {what} is no longer finite before step {self.step}; {self.output} holds {holds}. "
+            "Try a smaller lr, a smaller clip or precision=fp32"
+        )
 
     def _status(self):
         train = self._training_figures()
@@ -130,12 +144,13 @@ class Trainer:
 
     def _evaluate(self, first):
         train = self._training_figures()
+        self._check_parameters()
         results = {
             name: evaluate(self.model, split, self.objective, self.settings, self.device, self.interruption)
             for name, split in self.data.group("validation").items()
         }
         self.train_step.totals.zero_()
-        self.evaluated, self._saved = self.step, None
+        self.evaluated = self.step
         watched = results["ood"]["accuracy"]
         # Of equally good ones the latest: (Csordás 2023, Ch. 5) reports the last checkpoint with the best accuracy.
         best = self.best is None or watched >= self.best["accuracy"]

@@ -163,6 +163,7 @@ _ARITHMETIC_TRANSFORMER = {
     **{k: v for k, v in _CTL_TRANSFORMER.items() if k != "more_depth_valid"},
     "dropout": 0.5,
     "readout": "first",
+    "bucketed": True,
     "clip": 1.0,
     "steps": 200_000,
     "precision": "amp",

@@ -8,6 +8,7 @@ import torch
 from . import checkpoint
 from .data import Data
 from .evaluation import evaluate
+from .exclusive import exclusive
 from .figures import save_figures
 from .interruption import Interrupted, Interruption
 from .log import Log, environment, finite, replace_text
@@ -54,7 +55,8 @@ def run(
         for a finished run ``test``: accuracies on the test splits of the last and the best checkpoint.
 
     Raises:
-        SettingsError: a setting that is unknown or out of range, or a run in ``output`` that this one would overwrite.
+        SettingsError: a setting that is unknown or out of range, or a run in ``output`` that this one would overwrite
+            or that is still at work.
         CheckpointError: a checkpoint that cannot be read or is of other settings.
         Diverged: the loss is infinite or NaN.
     """
@@ -68,18 +70,28 @@ def run(
     if time_limit is not None and not time_limit > 0:
         raise SettingsError(f"time_limit must be above 0 seconds, got {time_limit!r}")
     output = Path(output or f"runs/{task}-{settings['model']}-{settings['seed']}")
-    earlier = _earlier(output, resume, settings)
+    _earlier(output, resume, settings)  # what it refuses is refused before data are made
 
     interruption = interruption or Interruption()
     interruption.limit(time_limit)
     data = Data(settings)
+    for which in ("validation", "test"):
+        data.group(which)  # what cannot be made is refused now and not after the training
     torch.manual_seed(settings["seed"])
     module = build(settings, data.train).to(device)
     output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output):
+        earlier = _earlier(output, resume, settings)  # another run may have ended meanwhile
+        bar = Progress(settings["steps"], earlier["step"] if earlier else 0, progress)
+        every = checkpoint_every or settings["eval_every"]
+        return _run(output, settings, module, data, device, earlier, every, interruption, bar, figures)
+
+
+def _run(output, settings, module, data, device, earlier, checkpoint_every, interruption, bar, figures):
+    task = settings["task"]
     log = Log(output / "log.jsonl", continued=earlier)
     here = environment(device)
     parameters = sum(p.numel() for p in module.parameters())
-    bar = Progress(settings["steps"], earlier["step"] if earlier else 0, progress)
     bar.line(f"{task} {settings['model']}: {parameters:,} parameters, {len(data.train):,} samples, {device}, {output}")
     trainer = Trainer(
         settings,
@@ -92,7 +104,7 @@ def run(
         interruption,
         bar,
         device,
-        checkpoint_every or settings["eval_every"],
+        checkpoint_every,
     )
     if earlier:
         trainer.restore(earlier)

@@ -1,6 +1,7 @@
 """Settings of one run: a preset, what the caller overrides, and the checks."""
 
 import difflib
+import math
 from typing import Any, Callable, NamedTuple, Optional
 
 from .presets import PRESETS, TASKS
@@ -26,8 +27,12 @@ def _flag(text):
     return known[text.lower()]
 
 
-def _count(help, least=1):
-    return Field(int, lambda v: _is_int(v) and v >= least, f"a whole number of at least {least}", help)
+def _count(help, least=1, most=None):
+    """``most``: a number, or the name of one and the number."""
+    if most is None:
+        return Field(int, lambda v: _is_int(v) and v >= least, f"a whole number of at least {least}", help)
+    name, limit = most if isinstance(most, tuple) else (str(most), most)
+    return Field(int, lambda v: _is_int(v) and least <= v <= limit, f"a whole number from {least} to {name}", help)
 
 
 def _is_int(value):
@@ -72,7 +77,9 @@ FIELDS = {
     "attention_dropout": _rate("dropout of the attention, on the keys"),
     "feedforward_dropout": _rate("dropout within the feedforward networks, if not dropout"),
     "gate_dropout": _rate("rate at which whole columns of the gate are closed in training"),
-    "gate_bias": Field(float, _is_number, "a number", "initial bias of the gate"),
+    "gate_bias": Field(
+        float, lambda v: _is_number(v) and math.isfinite(v), "a finite number", "initial bias of the gate"
+    ),
     "released_readout": _boolean("read the states that the released RNNs read, see RNNClassifier"),
     "readout": _choice("the column that is read out", "first", "last"),
     "embedding_scale": _choice("embedding and position scheme of SCAN", "teu", "none", "ped"),
@@ -96,7 +103,7 @@ FIELDS = {
 # Options of the datasets: what the values mean is theirs to check.
 TASK_FIELDS = {
     "direction": _choice("order in which the functions of CTL and CTL++ are written", "forward", "backward"),
-    "more_depth_valid": _count("CTL: validated on up to this much more depth than trained on, tested beyond it"),
+    "more_depth_valid": _count("CTL: validated on up to this much more depth than in training, tested beyond", most=4),
     "growth": _choice("how arithmetic trees grow", "reference", "balanced"),
     "num_train": _count("samples in the training data"),
     "num_eval": _count("samples in each other split"),
@@ -106,9 +113,10 @@ TASK_FIELDS = {
     "cutoff": _count("longest output in the training set of SCAN"),
 }
 
+_LARGEST_SEED = ("2^64 - 1", 2**64 - 1)
 RUN_FIELDS = {
-    "seed": _count("seed of the initial weights, the batches and dropout", least=0),
-    "data_seed": _count("seed of the dataset", least=0),
+    "seed": _count("seed of the initial weights, the batches and dropout", least=0, most=_LARGEST_SEED),
+    "data_seed": _count("seed of the dataset", least=0, most=_LARGEST_SEED),
     "pad_multiple": _count("batches are padded to a multiple of this length (default 1, with CUDA graphs 8)"),
 }
 RUN_DEFAULTS = {"seed": 0, "data_seed": 0, "pad_multiple": 1, "execution": "eager"}
