@@ -12,9 +12,13 @@ def set_poison(enabled):
     return previous
 
 
-def empty(like, shape, dtype=None):
-    """An uninitialised contiguous tensor on the device of ``like``; its kernel must write every element."""
-    out = like.new_empty(shape, dtype=dtype) if dtype is not None else like.new_empty(shape)
+def empty(like, shape, dtype=None, strides=None):
+    """An uninitialised tensor on the device of ``like``, contiguous if without ``strides``, that is no view of another;
+    its kernel must write every element."""
+    if strides is not None:
+        out = like.new_empty_strided(shape, strides, dtype=dtype)
+    else:
+        out = like.new_empty(shape, dtype=dtype) if dtype is not None else like.new_empty(shape)
     if _poison:
         fill = float("nan") if out.is_floating_point() else -0x5A5A5A5A if out.dtype == torch.int32 else 0x5A
         out.fill_(fill)

@@ -392,6 +392,20 @@ def test_results_do_not_alias(compiled):
         assert torch.equal(t.detach(), before[n])
 
 
+@pytest.mark.parametrize("return_remainder", BOOLEANS)
+def test_results_may_be_changed_in_place(compiled, return_remainder):
+    inputs = make_inputs((1, 2, 5, 6, 4), F32, compiled.device)
+    leaves = [t for t in inputs.values() if t.requires_grad]
+
+    def gradients(change):
+        y = ops.geometric_attention(**inputs, return_remainder=return_remainder)
+        changed = [change(t) for t in (y if return_remainder else (y,))]
+        return torch.autograd.grad(sum(t.sum() for t in changed), leaves)
+
+    for a, b in zip(gradients(lambda t: t.mul_(2)), gradients(lambda t: t * 2)):
+        assert torch.equal(a, b)
+
+
 def test_dense_functions_agree_with_the_kernels(compiled):
     inputs = make_inputs((2, 2, 6, 7, 4), F32, compiled.device, padding="float")
     options = {"q_offset": 1, "include_self": True}

@@ -43,9 +43,10 @@ def _contiguous(t):
 
 
 def _sequence_major(new, like, shape):
-    """[B, H, N, D] in [B, N, H, D] order: merging or splitting heads is a view."""
-    b, h, n, d = shape
-    return new(like, (b, n, h, d)).transpose(1, 2)
+    """[B, H, N, D] in [B, N, H, D] order: merging or splitting heads is a view. It is none itself, of which autograd
+    would not let the user change one in place."""
+    _, h, n, d = shape
+    return new(like, shape, strides=(n * h * d, d, h * d, 1))
 
 
 def _in_order_of(new, t):
@@ -59,6 +60,13 @@ def _run(name, tensors, like, options):
         size = getattr(core, f"{name}_scratch_bytes")(*tensors, *options)
         scratch, stream = empty(like, size, torch.uint8), raw_stream(like)
     getattr(core, name)(*tensors, scratch, *options, torch.get_num_threads(), stream)
+
+
+def _new_fake(like, shape, dtype=None, strides=None):
+    dtype = like.dtype if dtype is None else dtype
+    return (
+        like.new_empty(shape, dtype=dtype) if strides is None else like.new_empty_strided(shape, strides, dtype=dtype)
+    )
 
 
 def _fwd_outputs(new, query, return_remainder):
@@ -76,7 +84,7 @@ def _fwd(query, key, value, direction_bias, key_mask, mask, *options):
 
 
 def _fwd_fake(query, key, value, direction_bias, key_mask, mask, *options):
-    return _fwd_outputs(torch.Tensor.new_empty, query, options[-1])
+    return _fwd_outputs(_new_fake, query, options[-1])
 
 
 geometric_attention_fwd = define_op(
@@ -107,7 +115,7 @@ def _bwd(query, key, value, direction_bias, key_mask, mask, dout, dremainder, *o
 
 
 def _bwd_fake(query, key, value, direction_bias, key_mask, mask, dout, dremainder, *options):
-    return _bwd_outputs(torch.Tensor.new_empty, query, key, value, *options[-2:])
+    return _bwd_outputs(_new_fake, query, key, value, *options[-2:])
 
 
 geometric_attention_bwd = define_op(
