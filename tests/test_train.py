@@ -209,6 +209,14 @@ def test_unknown_settings_from_python():
         train.run("ctl", "lstm", learning_rate=1)
     with pytest.raises(train.SettingsError, match=r"no task 'ctll'.*did you mean 'ctl'"):
         train.run("ctll", "lstm")
+    for wrong, message in (
+        ((None, "lstm"), "no task None"),
+        (("ctl", None), "no preset None"),
+        (("ctl", "lstm", {"device": None}), "device 'None' cannot be used"),
+        (("ctl", "lstm", {"time_limit": "5"}), "time_limit must be above 0 seconds, got '5'"),
+    ):
+        with pytest.raises(train.SettingsError, match=message):
+            train.run(*wrong[:2], **dict(*wrong[2:]))
 
 
 def test_divergence_is_an_error_with_a_message(tmp_path, capsys):

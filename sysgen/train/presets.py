@@ -1,8 +1,8 @@
 """Released settings of the experiments: data only.
 
 Sources: (Csordás 2023, Tables 5.1, 5.3, 5.4, 6.1 and C, D, E) as corrected by the released code where the text differs:
-CTL gates have d_ff = 4·d_model, the bidirectional LSTMs have the stated size in total, the CTL++ Transformer is the
-relative one with d_ff = 256, and SCAN uses batches of 256 with a learning rate of 10⁻³.
+the gated softmax models have d_ff = 4·d_model, the bidirectional LSTMs have the stated size in total, the CTL++
+Transformer is the relative one with d_ff = 256, and SCAN uses batches of 256 with a learning rate of 10⁻³.
 """
 
 # Splits of a task that are trained on, watched during training and reported at the end, and the dataset's options.

@@ -67,7 +67,7 @@ def run(
         raise SettingsError(f"execution = 'graph' needs a CUDA device, got {device}")
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
         raise SettingsError(f"checkpoint_every must be a whole number of at least 1, got {checkpoint_every!r}")
-    if time_limit is not None and not time_limit > 0:
+    if time_limit is not None and not (isinstance(time_limit, (int, float)) and time_limit > 0):
         raise SettingsError(f"time_limit must be above 0 seconds, got {time_limit!r}")
     output = Path(output or f"runs/{task}-{settings['model']}-{settings['seed']}")
     _earlier(output, resume, settings)  # what it refuses is refused before data are made
@@ -167,7 +167,7 @@ def _device(name):
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingsError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
     if device.type not in ("cpu", "cuda"):
         raise SettingsError(f"device must be cpu or cuda, got {name!r}")

@@ -140,7 +140,7 @@ def resolve(task: str, model: str, overrides: Optional[dict] = None, *, on_gpu: 
     overrides = dict(overrides or {})
     if task not in PRESETS:
         raise SettingsError(f"there is no task {task!r}; known: {', '.join(PRESETS)}{_closest(task, PRESETS)}")
-    name = model.replace("_", "-")
+    name = str(model).replace("_", "-")
     if name not in PRESETS[task]:
         known = PRESETS[task]
         raise SettingsError(f"task {task} has no preset {model!r}; known: {', '.join(known)}{_closest(name, known)}")
@@ -188,7 +188,7 @@ def _check_together(settings):
 
 
 def _closest(name, known):
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
