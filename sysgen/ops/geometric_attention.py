@@ -32,9 +32,10 @@ def geometric_attention(
     key[j]> + direction_bias[i, 0 or 1] + masks``, computed in float32 (float64 for float64) under every dtype and
     autocast.
 
-    Nothing of size L · S is stored, unless a floating mask of that size requires a gradient; saved for backward are the
-    inputs only. Results are bitwise repeatable. Derivatives are exact up to rounding; the second and higher ones are
-    computed densely, in O(L · S) memory.
+    Nothing of size L · S is stored, unless a floating mask requires a gradient, or an ``attn_mask`` has to be converted
+    or to be added to a floating ``key_padding_mask``; saved for backward are the inputs only. Results are bitwise
+    repeatable. Derivatives are exact up to rounding; the second and higher ones are computed densely, in O(L · S)
+    memory.
 
     Args:
         query: [B, H, L, D].
