@@ -124,6 +124,44 @@ def test_links_stay_substochastic():
     assert link.min() >= 0 and link.sum(1).max() <= 1 + 1e-6 and link.sum(2).max() <= 1 + 1e-6
 
 
+def test_precedence_is_kept_or_replaced():
+    precedence, w = distribution(3, 5, seed=1), distribution(3, 5)
+    w[0], w[1] = 0, w[1] / w[1].sum()
+    link, updated = dnc.link_update(torch.zeros(3, 5, 5, dtype=torch.float64), precedence, w)
+    assert updated.min() >= 0 and updated.sum(1).max() <= 1 + 1e-15
+    assert torch.equal(updated[0], precedence[0]) and (link[0] == 0).all()
+    close(updated[1], w[1], atol=1e-15)
+
+
+def test_links_after_a_history_still_name_the_last_two_writes_exactly():
+    """Random writes, then cell 0 and cell 1 (sample 0), 3 and 2 (sample 1): the other links of these are gone."""
+    link, precedence = torch.zeros(2, 4, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    writes = [distribution(2, 4, seed=s) for s in range(3)] + [one_hot([0, 3], 4), one_hot([1, 2], 4)]
+    for w in writes:
+        link, precedence = dnc.link_update(link, precedence, w)
+    assert torch.equal(link[0, :, 0], one_hot(1, 4)) and torch.equal(link[1, :, 3], one_hot(2, 4))
+    forward, backward = dnc.link_read(link, torch.stack([one_hot([0], 4), one_hot([2], 4)]))
+    assert torch.equal(forward[0, 0], one_hot(1, 4)) and torch.equal(backward[1, 0], one_hot(3, 4))
+
+
+def test_an_unused_and_a_hardly_used_cell_are_allocated_one_after_the_other():
+    usage = 0.1 + 0.9 * rand(1, 23)
+    usage[0, 4], usage[0, 3] = 0, 1e-4
+    first = dnc.allocation(usage)
+    close(first, one_hot([4], 23), atol=1e-3)
+    close(dnc.allocation(usage + (1 - usage) * first), one_hot([3], 23), atol=1e-3)
+
+
+def test_sharpening_by_one_leaves_distributions_as_they_are():
+    """On a vector that sums to 1 − N ε the result is d + ε."""
+    d = rand(1, 1, 5)
+    d *= (1 - 5e-6) / d.sum()
+    link = torch.zeros(1, 5, 5, dtype=torch.float64)
+    link[0, :, 2] = d[0, 0]  # the reader of cell 2 sees d; its own entry is not a link, but a number like others
+    sharp, _ = dnc.link_read(link, one_hot([2], 5)[None], torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    close(sharp, d + 1e-6)
+
+
 def test_sharpening_is_a_normalised_power():
     link, read = 0.2 * rand(2, 5, 5), distribution(2, 3, 5)
     forward, backward = (1 + 3 * rand(2, 3, seed=s) for s in (1, 2))
@@ -150,6 +188,10 @@ def test_memory_is_erased_written_and_read():
     written = dnc.memory_write(memory, w, t(0, 1, 1, 1)[None], t(0, 1, 1, 1)[None])
     close(written[0, 0], t(1, 1, 1, 1))
     close(dnc.memory_write(memory, w, nothing, nothing), memory)
+    close(dnc.memory_write(memory, w, t(0.5, 0, 0, 0)[None], t(0.2, 0, 0, 0)[None])[0, 0], t(0.7, 0, 0, 0))
+    two, half = torch.stack([t(1, 0, 1, 0), t(0, 1, 1, 1)])[None], t(0.5, 0.5)[None]
+    halved = dnc.memory_write(two, half, everything, nothing)
+    close(dnc.memory_read(halved, half[None])[0, 0], t(0.25, 0.25, 0.5, 0.25))
     close(dnc.memory_write(memory, 0 * w, everything, everything, retention=0 * w), 0 * memory)
     close(dnc.memory_read(torch.stack([t(1, 0), t(0, 2)])[None], t(0.5, 0.5).view(1, 1, 2))[0, 0], t(0.5, 1))
 

@@ -42,7 +42,8 @@ inline Vector<A> expm1_small(Vector<A> r) {
   return r * sum;
 }
 
-// e^x; 0 below the range of normal numbers, at most about their largest above it.
+// e^x; 0 below the range of normal numbers, at most about their largest above it. A NaN stays one: the bits
+// of its payload must not be taken for an exponent.
 template <class A>
 inline Vector<A> vexp(Vector<A> x) {
   constexpr A kLow = __is_same(A, double) ? A(-708.0) : A(-87.0), kHigh = -kLow;
@@ -57,10 +58,11 @@ inline Vector<A> vexp(Vector<A> x) {
   const Vector<A> r = (y - n * kLn2High) - n * kLn2Low;
   const Integers<A> exponent = bits_as<Integers<A>>(shifted) << kMantissaBits<A>;
   const Vector<A> e = bits_as<Vector<A>>(bits_as<Integers<A>>(expm1_small<A>(r) + A(1)) + exponent);
-  return x < low ? Vector<A>{} : e;
+  return x < low ? Vector<A>{} : (x == x ? e : x);
 }
 
-// ln x for normal positive x: 2 artanh of (m - 1) / (m + 1), sqrt(1/2) < m < sqrt(2), by its series.
+// ln x for normal positive x: 2 artanh of (m - 1) / (m + 1), sqrt(1/2) < m < sqrt(2), by its series. Infinity
+// and NaN stay what they are.
 template <class A>
 inline Vector<A> vlog(Vector<A> x) {
   constexpr int kTerms = __is_same(A, double) ? 11 : 5;
@@ -71,7 +73,8 @@ inline Vector<A> vlog(Vector<A> x) {
   const Vector<A> s = (m - A(1)) / (m + A(1)), s2 = s * s;
   Vector<A> sum = splat<A>(A(2) / (2 * kTerms + 1));
   for (int n = kTerms - 1; n >= 0; --n) sum = sum * s2 + A(2) / (2 * n + 1);
-  return __builtin_convertvector(exponent, Vector<A>) * A(0.69314718055994530942) + s * sum;
+  const Vector<A> y = __builtin_convertvector(exponent, Vector<A>) * A(0.69314718055994530942) + s * sum;
+  return x < splat<A>(A(__builtin_inf())) ? y : x;
 }
 
 template <class A>

@@ -72,7 +72,7 @@ void sharpen_fwd(const DncSizes& s, const A* projection, const A* strength, A* w
   for (int64_t r = 0; r < s.reads; ++r) {
     for (int64_t i = 0; i < n; i += kLanes<A>) {
       const Vector<A> d = load(projection + r * n + i);
-      store(weights + r * n + i, strength[r] * vlog<A>((d > Vector<A>{} ? d : Vector<A>{}) + eps));
+      store(weights + r * n + i, strength[r] * vlog<A>((d < Vector<A>{} ? Vector<A>{} : d) + eps));
     }
     softmax(weights + r * n, weights + r * n, s.cells, n);
   }

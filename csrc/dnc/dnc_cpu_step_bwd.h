@@ -53,7 +53,7 @@ void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, cons
     Vector<A> total{};
     for (int64_t i = 0; i < n; i += kLanes<A>) {
       const Vector<A> d = load(projection + r * n + i), zero{};
-      const Vector<A> shifted = (d > zero ? d : zero) + eps, gi = load(g + i);
+      const Vector<A> shifted = (d < zero ? zero : d) + eps, gi = load(g + i);
       total += gi * vlog<A>(shifted);
       store(g + i, d >= zero ? strength[r] * gi / shifted : zero);
     }

@@ -21,6 +21,11 @@ class DNCOutput(NamedTuple):
     trace: dict
 
 
+def _check_tensors(state):
+    if not (isinstance(state, tuple) and all(isinstance(t, torch.Tensor) for t in state)):
+        raise TypeError(f"DNC: state must be a DNCState of tensors, got {type(state).__name__}")
+
+
 class DNC(nn.Module):
     """Differentiable Neural Computer (Graves et al. 2016) with an LSTM controller, masked content addressing,
     de-allocation of freed cells and sharpened temporal links (Csordás 2023, chapter 2 and App. A).
@@ -105,7 +110,9 @@ class DNC(nn.Module):
         """The :class:`~sysgen.ops.DNCState` before the first step, with ``num_cells`` cells if given."""
         w = self.weight_input
         dtype = dtype or (torch.float64 if w.dtype == torch.float64 else torch.float32)
-        sizes = batch, self.hidden_size, num_cells or self.num_cells, self.word_size, self.num_reads
+        num_cells = self.num_cells if num_cells is None else num_cells
+        _checks.positive_int("DNC.initial_state", num_cells=num_cells)
+        sizes = batch, self.hidden_size, num_cells, self.word_size, self.num_reads
         return DNCState.zeros(*sizes, device=device or w.device, dtype=dtype)
 
     def forward(self, input, state=None, lengths=None, return_trace=False):
@@ -133,6 +140,7 @@ class DNC(nn.Module):
         if state is None:
             state = self.initial_state(x.shape[1], device=x.device)
         elif not batched:
+            _check_tensors(state)
             state = DNCState(*(t[None] for t in state))
         if not batched and lengths is not None:
             raise ValueError("DNC: lengths needs batched input")
@@ -156,8 +164,11 @@ class DNC(nn.Module):
             raise ValueError("DNC: a PackedSequence has lengths of its own")
         x, lengths = pad_packed_sequence(packed, batch_first=self.batch_first)  # in the order before sorting
         y, *rest = self.forward(x, state, lengths.to(x.device), return_trace)
-        y = pack_padded_sequence(y, lengths, batch_first=self.batch_first, enforce_sorted=False)
-        y = PackedSequence(y.data, y.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        order = packed.sorted_indices  # kept as it is: another sort may order samples of one length otherwise
+        if order is not None:
+            y, lengths = y.index_select(0 if self.batch_first else 1, order), lengths[order.to(lengths.device)]
+        y = pack_padded_sequence(y, lengths, batch_first=self.batch_first)
+        y = PackedSequence(y.data, y.batch_sizes, order, packed.unsorted_indices)
         return DNCOutput(y, *rest) if return_trace else (y, *rest)
 
     def extra_repr(self):

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..ops._dnc_ops import without_autocast
 from ..reference.dnc import dnc_step
 
 STATE = ("hidden", "cell", "memory", "usage", "link", "precedence", "write_weights", "read_weights", "reads")
@@ -25,7 +26,8 @@ def trace(input, state, weights, *, masked, dealloc, sharpen, mask_min, clip, ch
     dtype = state[0].dtype
     weights = [w.to(dtype) for w in weights]
     for x in input.to(dtype):
-        state, computed = dnc_step(x, state, weights, masked, dealloc, sharpen, True, mask_min, clip, 1e-6)
+        with without_autocast(x.device):
+            state, computed = dnc_step(x, state, weights, masked, dealloc, sharpen, True, mask_min, clip, 1e-6)
         after = dict(zip(STATE, state))
         computed.update((name, after[name]) for name in TRACED)
         for name, t in computed.items():

@@ -4,6 +4,7 @@ A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. Rows of 
 of the processor.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -70,15 +71,25 @@ def _scratch(gates, reads, cells, options, backward):
     return empty(gates, size, torch.uint8), cells, options, threads
 
 
+def without_autocast(device):
+    """Everything is computed in the state's dtype. A meta tensor's device has no autocast to switch off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def _dense(t):
+    return None if t is None else t.contiguous()
+
+
 def _fwd(input, weight_input, bias, weight_hidden, weight_reads, weight_interface, bias_interface, lengths, *rest):
     state, options, save = rest[:_NUM_STATE], core.DncOptions(*rest[_NUM_STATE:-1]), rest[-1]
     hidden, reads, checkpoints, *final = _fwd_outputs(empty, input, state, rest[-2], save)
-    gates = torch.nn.functional.linear(input, weight_input, bias)
+    with without_autocast(input.device):
+        gates = torch.nn.functional.linear(input, weight_input, bias)
     weights = [w.contiguous() for w in (weight_hidden, weight_reads, weight_interface, bias_interface)]
     core.dnc_sequence_fwd(
         gates,
         *weights,
-        lengths,
+        _dense(lengths),
         [t.contiguous() for t in state],
         final,
         hidden,
@@ -120,9 +131,6 @@ def _bwd(
     dhidden, dreads, *rest = rest
     dfinal, cells, options = rest[:_NUM_STATE], rest[_NUM_STATE], core.DncOptions(*rest[_NUM_STATE + 1 :])
 
-    def dense(t):
-        return None if t is None else t.contiguous()
-
     outputs = _bwd_outputs(empty, gates, weight_interface, (cells, *reads.shape[2:]))
     core.dnc_sequence_bwd(
         gates,
@@ -131,13 +139,13 @@ def _bwd(
         weight_interface.contiguous(),
         weight_interface.t().contiguous(),
         bias_interface.contiguous(),
-        lengths,
+        _dense(lengths),
         hidden,
         reads,
         checkpoints,
-        dense(dhidden),
-        dense(dreads),
-        [dense(t) for t in dfinal],
+        _dense(dhidden),
+        _dense(dreads),
+        [_dense(t) for t in dfinal],
         *outputs[:2],
         outputs[2:],
         *_scratch(gates, reads, cells, options, True),

@@ -1,6 +1,5 @@
 """The whole recurrence of a Differentiable Neural Computer in one operation."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -75,7 +74,7 @@ def dnc_sequence(
         eps: in cosines, usages and sharpened weights.
 
     dtypes: float32 or float64, the same for all; input and weights may also be bfloat16 or float16 with a state of
-    float32, which then is what everything is computed in.
+    float32, which then is what everything is computed in. Autocast does not change that.
 
     Returns:
         (hidden [T, B, H] and reads [T, B, R, W] in the input's dtype, the :class:`DNCState` after the last step).
@@ -97,13 +96,21 @@ def dnc_sequence(
     check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_every)
     dtype = input.dtype
     input, *weights = (t.to(state[0].dtype) for t in (input, *weights.values()))
-    chunk = checkpoint_every or max(1, math.isqrt(input.shape[0]))
+    chunk = min(checkpoint_every, 2**62) if checkpoint_every else _default_chunk(input.shape[0])  # fits the core
     options = ops.Options(*flags.values(), *numbers.values(), chunk)
     if needs_gradient(input, *weights, *state):
         hidden, reads, *state = _Sequence.apply(input, *weights, lengths, *state, *options)
     else:
         _, hidden, reads, _, *state = ops.dnc_sequence_fwd(input, *weights, lengths, *state, *options, False)
     return hidden.to(dtype), reads.to(dtype), DNCState(*state)
+
+
+def _default_chunk(steps):
+    """The power of two next to the root; by comparisons only, so that a traced call serves all numbers in a range."""
+    chunk = 1
+    while 2 * chunk * chunk < steps:
+        chunk *= 2
+    return chunk
 
 
 class _Sequence(torch.autograd.Function):
@@ -118,9 +125,10 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *doutputs):
-        with torch.no_grad():
-            given = _gradients(ctx, *doutputs)
-        sources = *doutputs, *ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint does not let them be unpacked again
+        with torch.no_grad(), ops.without_autocast(saved[0].device):
+            given = _gradients(ctx, saved, *doutputs)
+        sources = *doutputs, *saved
         if needs_gradient(*sources):
             at = [i for i, g in enumerate(given) if g is not None]
             kept = _Once.apply(len(sources), *sources, *(given[i] for i in at))
@@ -129,9 +137,9 @@ class _Sequence(torch.autograd.Function):
         return *given, *(None,) * len(ctx.options)
 
 
-def _gradients(ctx, dhidden, dreads, *dfinal):
+def _gradients(ctx, saved, dhidden, dreads, *dfinal):
     """Of all arguments of the forward but the options; None where nobody asked, and for the lengths."""
-    input, gates, hidden, reads, checkpoints, h0, reads0, *weights, lengths = ctx.saved_tensors
+    input, gates, hidden, reads, checkpoints, h0, reads0, *weights, lengths = saved
     weight_input, _, weight_hidden, weight_reads, weight_interface, bias_interface = weights
     dgates, dinterface, *dinitial = ops.dnc_sequence_bwd(
         *(gates, hidden, reads, checkpoints),
