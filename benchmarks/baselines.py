@@ -19,12 +19,16 @@ def dense(q, k, v, bias=None):
     if bias is not None:
         i = torch.arange(n, device=q.device)
         scores = scores + torch.where(i < i[:, None], bias[..., :1], bias[..., 1:])
-    scores = scores.gather(3, closest.expand(*q.shape[:2], -1, -1))
-    skipped = F.logsigmoid(-scores.float()).cumsum(3)
+    scores = _wide(scores).gather(3, closest.expand(*q.shape[:2], -1, -1))
+    skipped = F.logsigmoid(-scores).cumsum(3)
     skipped = F.pad(skipped[..., :-1], (1, 0))
-    sorted_weights = (F.logsigmoid(scores.float()) + skipped).exp().to(v.dtype)
+    sorted_weights = (F.logsigmoid(scores) + skipped).exp().to(v.dtype)
     weights = torch.zeros(*q.shape[:2], n, n, dtype=v.dtype, device=v.device)
     return weights.scatter(3, closest.expand_as(sorted_weights), sorted_weights) @ v
+
+
+def _wide(scores):
+    return scores.float() if scores.element_size() == 2 else scores
 
 
 def _closest_first(n, device):
@@ -40,7 +44,7 @@ def released(q, k, v):
     two keys as the difference of two of its elements. On float32 scores; inaccurate at large N.
     """
     n = q.shape[2]
-    scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).float()
+    scores = _wide(q @ k.transpose(2, 3) * q.shape[3] ** -0.5)
     scores = scores.masked_fill(torch.eye(n, dtype=torch.bool, device=q.device), float("-inf"))
     c = -torch.log(torch.exp(-scores.abs()) + 1)
     log_match = scores.clamp(max=0) + c

@@ -36,7 +36,9 @@ def tolerance(dtype, positions):
 
 
 class Problem:
-    def __init__(self, shape, dtype, device, backward):
+    """``bias``: added to all scores; None for none."""
+
+    def __init__(self, shape, dtype, device, backward, bias=None):
         def heads():  # as a projection gives them
             b, h, n, d = shape
             t = torch.randn(b, n, h, d, device=device, dtype=DTYPES[dtype])
@@ -45,6 +47,14 @@ class Problem:
         self.inputs = heads(), heads(), heads()
         self.dy = heads().detach()
         self.backward = backward
+        b, h, n, _ = shape
+        self.bias = None if bias is None else torch.full((b, h, n, 2), float(bias), device=device)
+
+    def ours(self, q, k, v):
+        return sysgen.ops.geometric_attention(q, k, v, direction_bias=self.bias)
+
+    def dense(self, q, k, v):
+        return baselines.dense(q, k, v, self.bias)
 
     def run(self, attention):
         if not self.backward:
@@ -74,7 +84,9 @@ class Problem:
         }
         if n > LARGEST_DENSE:
             peers = dict.fromkeys(peers, f"needs several tensors of {b}·{h}·{n}² elements")
-        ours, softmax = series(sysgen.ops.geometric_attention), series(baselines.softmax, False)
+        ours, softmax = series(self.ours), series(baselines.softmax, False)
+        if self.bias is not None:
+            return {"sysgen": ours, "dense eager": series(self.dense), "softmax (SDPA)": softmax}
         return {"sysgen": ours, **peers, "softmax (SDPA)": softmax}
 
 
@@ -126,6 +138,28 @@ def test_positions(curve, request, compiled, dtype, passes, positions):
         curve, "geometric_attention", "positions", positions, (batch, heads, positions, WIDTH), dtype, passes, compiled,
         batch=batch, heads=heads, width=WIDTH,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", [512, 2048])
+@every_pass
+def test_hardly_any_match(curve, passes, positions):
+    """Scores N(-9, 1): every query looks at every key. With the N(0, 1) of the other benchmarks a row has used up its
+    weight after some dozens of keys, and what lies beyond is skipped."""
+    if curve.benchmark.disabled:
+        positions //= 16
+    batch, heads = BATCH_HEADS[curve.device.type]
+    problem = Problem((batch, heads, positions, WIDTH), "float32", curve.device, passes != "forward", bias=-9)
+    curve(
+        problem.series(None),
+        figure="geometric_attention_unmatched",
+        x_name="positions",
+        x=positions,
+        dtype="float32",
+        passes=passes,
+        sizes={"batch": batch, "heads": heads, "width": WIDTH},
+        expected=problem.run(problem.dense),
+        tolerance=tolerance("float32", positions),
+    )
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -82,7 +82,7 @@ def _sweep(panels):
     tokens = longest[2]
     dtypes = [d for d in ("float32", "bfloat16") if any(k[0] == d and k[2] == tokens for k in panels)]
     columns = [("forward", "seconds"), ("forward+backward", "seconds"), ("forward+backward", "peak_bytes")]
-    fig, grid = plt.subplots(len(dtypes), 3, figsize=(12, 0.9 + 3.3 * len(dtypes)), squeeze=False, sharex=True)
+    fig, grid = plt.subplots(len(dtypes), 3, figsize=(12, 0.9 + 3.3 * len(dtypes)), squeeze=False, sharex="row")
     for row, dtype in zip(grid, dtypes):
         for ax, (passes, what) in zip(row, columns):
             points = panels.get((dtype, passes, tokens))

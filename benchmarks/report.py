@@ -9,7 +9,7 @@ import json
 from typing import NamedTuple
 
 MEASURED = {"seconds", "fastest", "rounds", "ratio", "gflops", "gb_s", "peak_bytes", "load", "skipped", "run"}
-MEASURED |= {"error_over_bound"}
+MEASURED |= {"error_over_bound", "released_error"}
 
 
 class Table(NamedTuple):

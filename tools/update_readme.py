@@ -101,16 +101,18 @@ def _overhead_targets(content):
 
 
 def _attention_targets(content):
-    points = find(content, "geometric_attention", dtype="float32", passes="forward+backward")
-    for n in (512, 2048):
-        if n not in points:
-            continue
-        ours, dense = points[n]["sysgen"], points[n]["dense eager"]
-        what = f"geometric attention forward + backward, B·H=8, D=64, N={n}, against the dense eager formula: "
-        yield Target(what + "times faster", "≥ 3×", f"{dense['ratio']:.1f}×", dense["ratio"] >= 3)
-        if n == 2048:
-            memory = ours["peak_bytes"] / dense["peak_bytes"]
-            yield Target(what + "peak memory", "≤ 0.1×", f"{memory:.3f}×", memory <= 0.1)
+    regimes = {"geometric_attention": "scores N(0, 1)", "geometric_attention_unmatched": "scores N(-9, 1)"}
+    for figure, scores in regimes.items():
+        points = find(content, figure, dtype="float32", passes="forward+backward")
+        for n in (512, 2048):
+            if n not in points:
+                continue
+            ours, dense = points[n]["sysgen"], points[n]["dense eager"]
+            what = f"geometric attention forward + backward, B·H=8, D=64, N={n}, {scores}, against the dense formula: "
+            yield Target(what + "times faster", "≥ 3×", f"{dense['ratio']:.1f}×", dense["ratio"] >= 3)
+            if n == 2048:
+                memory = ours["peak_bytes"] / dense["peak_bytes"]
+                yield Target(what + "peak memory", "≤ 0.1×", f"{memory:.3f}×", memory <= 0.1)
     sizes = [
         ("geometric_attention_routers", "dense eager", 4, "geometric attention forward + backward"),
         ("ndr_layer", "eager formulas", 1.5, "NDR layer forward + backward in training"),
@@ -119,8 +121,10 @@ def _attention_targets(content):
         for x, p in find(content, figure, passes="forward+backward").items():
             if x.startswith("CTL"):
                 ratio = p[peer]["ratio"]
+                floor = p.get("softmax (SDPA)", {}).get("ratio")
+                reason = f"torch's fused softmax attention of this shape takes {floor:.2f}× our time" if floor else ""
                 told = f"{what}, {x}: times faster than eager formulas"
-                yield Target(told, f"≥ {required}×", f"{ratio:.1f}×", ratio >= required)
+                yield Target(told, f"≥ {required}×", f"{ratio:.2f}×", ratio >= required, reason)
 
 
 def image(path, figure):
