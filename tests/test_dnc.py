@@ -126,3 +126,40 @@ def test_parameters_device_and_dtype():
 def test_errors_name_the_argument(call, name):
     with pytest.raises((TypeError, ValueError), match=name):
         call()
+
+
+def classifier(**options):
+    torch.manual_seed(0)
+    return nn.DNCClassifier(7, 3, 8, 4, num_cells=5, num_reads=2, **options)
+
+
+@pytest.mark.parametrize("released_readout", [False, True])
+def test_classifier_reads_each_sequence_as_if_alone(released_readout):
+    model = classifier(released_readout=released_readout)
+    tokens = torch.randint(7, (4, 6))
+    lengths = torch.tensor([6, 1, 0, 4])
+    logits = model(tokens, lengths)
+    for b, n in enumerate(lengths.tolist()):
+        close(model(tokens[b : b + 1, :n])[0], logits[b])
+    tokens[1, 1:] = 6  # behind the end
+    close(model(tokens, lengths), logits)
+
+
+def test_classifier_reads_the_end_token_unless_as_released():
+    tokens = torch.randint(7, (4, 6))
+    for released, reads in ((False, True), (True, False)):
+        model = classifier(released_readout=released)
+        model(tokens).sum().backward()
+        assert (model.embedding.weight.grad[7] != 0).any() == reads
+
+
+def test_classifier_learns_the_last_token():
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(100):
+        tokens = torch.randint(7, (32, 4))
+        loss = torch.nn.functional.cross_entropy(model(tokens), tokens[:, -1] % 3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1  # chance: ln 3

@@ -15,7 +15,7 @@ from sysgen.train.data import Data, training_batches
 from sysgen.train.models import build, objective_for
 from sysgen.train.optimizer import make_optimizer
 from sysgen.train.presets import TASKS
-from sysgen.train.settings import resolve
+from sysgen.train.settings import SettingsError, resolve
 from sysgen.train.steps import GraphStep, Step
 
 # The smallest models and few steps: what is tested is the command, not what the models learn.
@@ -69,6 +69,19 @@ def test_every_task_from_the_command_line(task, tmp_path, capsys):
     assert result["status"] == "finished" and result["step"] == 4
     assert result["settings"]["d_model"] == 16 and result["settings"]["model"] == model
     assert 0 <= result["test"]["best"]["ood"]["accuracy"] <= 1
+
+
+def test_the_dnc_from_the_command_line(tmp_path):
+    settings = {**TINY, "embedding_dim": 4, "num_cells": 3, "num_reads": 1, "masked": "yes"}
+    assert main(command("ctl", "dnc", tmp_path, settings, "--no-figures")) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "finished" and result["settings"]["num_cells"] == 3 and result["settings"]["masked"]
+
+
+@pytest.mark.cuda
+def test_the_dnc_is_refused_on_a_gpu(tmp_path):
+    with pytest.raises(SettingsError, match="no CUDA kernels yet"):
+        train.run("ctl", "dnc", output=tmp_path, device="cuda")
 
 
 def test_log_and_result(tmp_path):
@@ -141,7 +154,6 @@ def test_mixed_precision_on_the_cpu(precision, tmp_path):
     [
         (["ctl", "--model", "lstn"], "no preset 'lstn'; known: lstm, bi-lstm"),
         (["ctl", "--model", "lstn"], "did you mean 'lstm'?"),
-        (["ctl", "--model", "dnc"], "not available yet"),
         (["ctl"], "--model is needed, one of lstm"),
         (["ctl", "--model", "lstm", "--lr", "-1"], "lr must be a number above 0, got -1.0"),
         (["ctl", "--model", "lstm", "--lr", "nan"], "lr must be a number above 0, got nan"),

@@ -24,7 +24,7 @@ def count(task, model):
         return sum(p.numel() for p in build(resolve(task, model, on_gpu=True), dataset(task)).parameters())
 
 
-@pytest.mark.parametrize("task, model", [(t, m) for t, models in PRESETS.items() for m in models if m != "dnc"])
+@pytest.mark.parametrize("task, model", [(t, m) for t, models in PRESETS.items() for m in models])
 def test_every_preset_builds(task, model):
     settings = resolve(task, model, on_gpu=True)
     assert settings["steps"] >= 20_000 and objective_for(settings)
@@ -59,6 +59,16 @@ def test_parameters_of_the_lstm():
     assert count("ctl", "lstm") == tokens * embedding + recurrent + hidden * 8 + 8
     half = hidden // 2
     assert count("ctl", "bi-lstm") == tokens * embedding + 2 * 4 * half * (embedding + half + 2) + hidden * 8 + 8
+
+
+def test_parameters_of_the_dnc():
+    """One layer of 200 units, 4 heads that read words of 200, no masks; interface, the output in two parts, classes."""
+    tokens, x, h, w, r = 19 + 1, 16, 200, 200, 4
+    controller = 4 * h * (x + h + r * w + 1)
+    interface = w * (3 + r) + 5 * r + 3 + 2 * r
+    assert count("ctl", "dnc") == (
+        tokens * x + controller + (h + 1) * interface + (h + 1) * h + r * w * h + (h * 8 + 8)
+    )
 
 
 def test_universal_models_share_one_layer():

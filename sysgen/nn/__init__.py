@@ -3,6 +3,7 @@
 from .act import ACTEncoder
 from .classifier import SequenceClassifier
 from .dnc import DNC
+from .dnc_classifier import DNCClassifier
 from .embedding import Embedding
 from .encoders import SharedEncoder, StackedEncoder
 from .geometric_attention import GeometricMultiheadAttention
@@ -20,6 +21,7 @@ from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 __all__ = [
     "DNC",
     "ACTEncoder",
+    "DNCClassifier",
     "Embedding",
     "GeometricMultiheadAttention",
     "NDREncoderLayer",

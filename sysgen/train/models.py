@@ -52,6 +52,16 @@ def _rnn(settings, dataset):
     )
 
 
+def _dnc(settings, dataset):
+    memory = ("num_cells", "num_reads", "masked", "dealloc", "sharpen")
+    return layers.DNCClassifier(
+        dataset.num_tokens,
+        dataset.num_classes,
+        settings["d_model"],
+        **_some(settings, "embedding_dim", "dropout", "released_readout", *memory),
+    )
+
+
 def _seq2seq(settings, dataset):
     return layers.Seq2SeqTransformer(
         dataset.num_tokens,
@@ -63,7 +73,7 @@ def _seq2seq(settings, dataset):
     )
 
 
-_BUILDERS = {"encoder": _encoder, "rnn": _rnn, "seq2seq": _seq2seq}
+_BUILDERS = {"encoder": _encoder, "rnn": _rnn, "dnc": _dnc, "seq2seq": _seq2seq}
 
 
 def objective_for(settings):

@@ -93,6 +93,9 @@ _CTL_LSTM = {
     "clip": 5.0,
     "steps": 20_000,
 }
+# The released baseline has the DNC's de-allocation and sharpness, no masks, and words as wide as the controller.
+_CTL_DNC = {name: value for name, value in _CTL_LSTM.items() if name not in ("num_layers", "bidirectional")}
+_CTL_DNC |= {"architecture": "dnc", "num_cells": 21, "num_reads": 4, "masked": False, "dealloc": True, "sharpen": True}
 _CTL_TRANSFORMER = {
     **_ENCODER,
     "d_model": 128,
@@ -144,7 +147,7 @@ _CTL_ACT = {
 CTL = {
     "lstm": _CTL_LSTM,
     "bi-lstm": {**_CTL_LSTM, "bidirectional": True},
-    "dnc": {**_CTL_LSTM, "architecture": "dnc"},
+    "dnc": _CTL_DNC,
     "transformer": _CTL_TRANSFORMER,
     "transformer-rel": {**_CTL_TRANSFORMER, **_KAIMING, "attention": "relative"},
     "transformer-rel-gate": _CTL_GATED,

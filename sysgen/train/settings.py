@@ -69,6 +69,11 @@ FIELDS = {
     # model
     "d_model": _count("width of the state"),
     "embedding_dim": _count("width of the token embedding of an RNN"),
+    "num_cells": _count("cells of the DNC's memory"),
+    "num_reads": _count("read heads of the DNC"),
+    "masked": _boolean("masked content addressing of the DNC"),
+    "dealloc": _boolean("de-allocation of the DNC"),
+    "sharpen": _boolean("sharpened links of the DNC"),
     "dim_feedforward": _count("width of the hidden layer of the feedforward network"),
     "nhead": _count("attention heads"),
     "num_layers": _count("layers (ACT: the most that are run)"),
@@ -145,8 +150,6 @@ def resolve(task: str, model: str, overrides: Optional[dict] = None, *, on_gpu: 
         known = PRESETS[task]
         raise SettingsError(f"task {task} has no preset {model!r}; known: {', '.join(known)}{_closest(name, known)}")
     preset = PRESETS[task][name]
-    if preset["architecture"] == "dnc":
-        raise SettingsError(f"preset {name!r} of task {task} needs the memory operations of the DNC: not available yet")
     options = TASKS[task]["options"]
     settings = {"task": task, "model": name, **options, **preset, **RUN_DEFAULTS}
     if settings["precision"] == "amp" and not on_gpu:
