@@ -46,6 +46,17 @@ inline void check_device(const char* op, const char* name, const TensorView& t, 
     throw ValueError(cat(op, ": ", name, " is on another device than the first argument"));
 }
 
+// Data of a contiguous tensor of this type and shape, or null if there is none.
+inline void* check_dense(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
+                         std::initializer_list<int64_t> shape, const TensorView& first) {
+  if (!t) return nullptr;
+  check_dtype(op, name, *t, {dtype});
+  check_shape(op, name, *t, shape);
+  check_contiguous(op, name, *t);
+  check_device(op, name, *t, first);
+  return t->data;
+}
+
 inline bool is_half(DType t) { return t == DType::bf16 || t == DType::f16; }
 inline DType accumulator_of(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
 

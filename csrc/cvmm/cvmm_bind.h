@@ -3,9 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <type_traits>
-
-#include "common/arguments.h"
+#include "common/run.h"
 #include "common/tensor_caster.h"
 #include "cvmm/cvmm.h"
 
@@ -53,16 +51,6 @@ inline Rows check_rows(const char* op, const char* name, const TensorView& t, DT
   return {t.data, routed && route.k > 1 ? t.stride[1] : t.stride[0], routed};
 }
 
-inline void* check_vector(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
-                          std::initializer_list<int64_t> shape, const TensorView& first) {
-  if (!t) return nullptr;
-  check_dtype(op, name, *t, {dtype});
-  check_shape(op, name, *t, shape);
-  check_contiguous(op, name, *t);
-  check_device(op, name, *t, first);
-  return t->data;
-}
-
 inline Precision check_precision(const char* op, int precision) {
   check(precision >= 0 && precision <= 2, op, ": precision must be 0 (ieee), 1 (tf32) or 2 (tf32x3), got ",
         precision);
@@ -100,16 +88,16 @@ inline CvmmFwdArgs cvmm_fwd_args(const TensorView& x, const TensorView& w, const
   a.w_stride_e = w.stride[0];
   a.w_stride_d = w.stride[1];
   a.w_stride_h = w.stride[2];
-  a.gate = check_vector(op, "gate", gate, acc, {a.route.num_tokens, a.route.k}, x);
-  a.bias = check_vector(op, "bias", bias, acc, {w.shape[0], a.h}, x);
+  a.gate = check_dense(op, "gate", gate, acc, {a.route.num_tokens, a.route.k}, x);
+  a.bias = check_dense(op, "bias", bias, acc, {w.shape[0], a.h}, x);
   check(activation == 0 || activation == 1, op, ": activation must be 0 (none) or 1 (relu), got ",
         activation);
   a.activation = static_cast<Activation>(activation);
   a.reduce = reduce;
-  a.out = reduce ? check_vector(op, "out", out, x.dtype, {a.route.num_tokens, a.h}, x)
-                 : check_vector(op, "out", out, x.dtype, {a.route.num_tokens, a.route.k, a.h}, x);
+  a.out = reduce ? check_dense(op, "out", out, x.dtype, {a.route.num_tokens, a.h}, x)
+                 : check_dense(op, "out", out, x.dtype, {a.route.num_tokens, a.route.k, a.h}, x);
   if (other) a.other = check_rows(op, "other", *other, x.dtype, a.route, a.h, x);
-  a.dot = check_vector(op, "dot", dot, acc, {a.route.num_tokens, a.route.k}, x);
+  a.dot = check_dense(op, "dot", dot, acc, {a.route.num_tokens, a.route.k}, x);
   check(!dot || other, op, ": dot needs other");
   a.precision = check_precision(op, precision);
   return a;
@@ -131,40 +119,11 @@ inline CvmmBwdWArgs cvmm_bwd_w_args(const TensorView& x, const TensorView& dy, c
   a.h = dw.shape[2];
   a.x = check_rows(op, "x", x, x.dtype, a.route, a.d, x);
   a.dy = check_rows(op, "dy", dy, x.dtype, a.route, a.h, x);
-  a.gate = check_vector(op, "gate", gate, accumulator_of(x.dtype), {a.route.num_tokens, a.route.k}, x);
+  a.gate = check_dense(op, "gate", gate, accumulator_of(x.dtype), {a.route.num_tokens, a.route.k}, x);
   a.dw = dw.data;
   a.precision = check_precision(op, precision);
   return a;
 }
-
-// Calls cpu(num_threads), or cuda(scratch, device, stream) after a check of the scratch size.
-template <class Args>
-void run_cvmm(const char* op, Args& args, const TensorView& x, const MaybeTensor& scratch, int num_threads,
-              uintptr_t stream, std::type_identity_t<void (*)(const Args&, int)> cpu,
-              std::type_identity_t<int64_t (*)(const Args&)> scratch_bytes,
-              std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {
-  if (runs_on_cpu(x)) {
-    pybind11::gil_scoped_release release;
-    return cpu(args, num_threads);
-  }
-  if (!runs_on_cuda(x) || !cuda) no_device(op, x);
-  check(scratch_bytes(args) <= (scratch ? scratch->numel() * size_of(scratch->dtype) : 0), op,
-        ": scratch too small");
-  args.scratch = scratch ? scratch->data : nullptr;
-  pybind11::gil_scoped_release release;
-  cuda(args, x.device_index, reinterpret_cast<void*>(stream));
-}
-
-#if defined(SYSGEN_WITH_CUDA)
-#define SYSGEN_CUDA_ONLY(F) F
-#else
-#define SYSGEN_CUDA_ONLY(F) nullptr
-#endif
-#if defined(SYSGEN_EMULATOR)
-#define SYSGEN_CPU_ONLY(F) nullptr
-#else
-#define SYSGEN_CPU_ONLY(F) F
-#endif
 
 inline void register_cvmm(pybind11::module_& m) {
   using T = const TensorView&;
@@ -174,14 +133,14 @@ inline void register_cvmm(pybind11::module_& m) {
            bool reduce, int activation, int precision, int num_threads, uintptr_t stream) {
           CvmmFwdArgs a = cvmm_fwd_args(x, w, order, inverse, offsets, gate, bias, out, other, dot, reduce,
                                         activation, precision);
-          run_cvmm("cvmm", a, x, scratch, num_threads, stream, SYSGEN_CPU_ONLY(&cvmm_fwd_cpu),
-                   SYSGEN_CUDA_ONLY(&cvmm_fwd_cuda_scratch_bytes), SYSGEN_CUDA_ONLY(&cvmm_fwd_cuda));
+          run_where("cvmm", a, x, scratch, num_threads, stream, SYSGEN_IF_CPU(&cvmm_fwd_cpu),
+                    SYSGEN_IF_CUDA(&cvmm_fwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&cvmm_fwd_cuda));
         });
   m.def("cvmm_bwd_w", [](T x, T dy, T order, T inverse, T offsets, M gate, T dw, M scratch, int precision,
                          int num_threads, uintptr_t stream) {
     CvmmBwdWArgs a = cvmm_bwd_w_args(x, dy, order, inverse, offsets, gate, dw, precision);
-    run_cvmm("cvmm_bwd_w", a, x, scratch, num_threads, stream, SYSGEN_CPU_ONLY(&cvmm_bwd_w_cpu),
-             SYSGEN_CUDA_ONLY(&cvmm_bwd_w_cuda_scratch_bytes), SYSGEN_CUDA_ONLY(&cvmm_bwd_w_cuda));
+    run_where("cvmm_bwd_w", a, x, scratch, num_threads, stream, SYSGEN_IF_CPU(&cvmm_bwd_w_cpu),
+              SYSGEN_IF_CUDA(&cvmm_bwd_w_cuda_scratch_bytes), SYSGEN_IF_CUDA(&cvmm_bwd_w_cuda));
   });
 #if defined(SYSGEN_WITH_CUDA)
   m.def("cvmm_fwd_scratch_bytes", [](T x, T w, T order, T inverse, T offsets, M gate, M bias, M out, M other,
@@ -196,8 +155,5 @@ inline void register_cvmm(pybind11::module_& m) {
         });
 #endif
 }
-
-#undef SYSGEN_CUDA_ONLY
-#undef SYSGEN_CPU_ONLY
 
 }  // namespace sysgen

@@ -20,21 +20,11 @@ struct DncOptions {  // in the order of the Python arguments
 
 using StateViews = std::vector<std::optional<TensorView>>;
 
-inline void* check_tensor(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
-                          std::initializer_list<int64_t> shape, const TensorView& first) {
-  if (!t) return nullptr;
-  check_dtype(op, name, *t, {dtype});
-  check_shape(op, name, *t, shape);
-  check_contiguous(op, name, *t);
-  check_device(op, name, *t, first);
-  return t->data;
-}
-
 // h, c, memory, usage, link, precedence, write_w, read_w, reads; None where a gradient is zero.
 inline DncState check_state(const char* op, const StateViews& t, const DncSizes& s, const TensorView& first) {
   if (t.size() != 9) throw ValueError(cat(op, ": a state has 9 tensors, got ", t.size()));
   const auto get = [&](int i, const char* name, std::initializer_list<int64_t> shape) {
-    return check_tensor(op, name, t[i], s.dtype, shape, first);
+    return check_dense(op, name, t[i], s.dtype, shape, first);
   };
   return {get(0, "state.hidden", {s.batch, s.hidden}),
           get(1, "state.cell", {s.batch, s.hidden}),
@@ -122,18 +112,18 @@ inline void register_dnc(pybind11::module_& m) {
     a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
     const DncSizes& s = a.s;
     const int64_t words = s.reads * s.width, size = s.interface();
-    a.w.hidden = check_tensor(op, "weight_hidden", w_hidden, s.dtype, {4 * s.hidden, s.hidden}, gates);
-    a.w.reads = check_tensor(op, "weight_reads", w_reads, s.dtype, {4 * s.hidden, words}, gates);
-    a.w.interface = check_tensor(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
-    a.w.interface_bias = check_tensor(op, "bias_interface", b_interface, s.dtype, {size}, gates);
-    a.gates = check_tensor(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.w.hidden = check_dense(op, "weight_hidden", w_hidden, s.dtype, {4 * s.hidden, s.hidden}, gates);
+    a.w.reads = check_dense(op, "weight_reads", w_reads, s.dtype, {4 * s.hidden, words}, gates);
+    a.w.interface = check_dense(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
+    a.w.interface_bias = check_dense(op, "bias_interface", b_interface, s.dtype, {size}, gates);
+    a.gates = check_dense(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
     a.initial = check_state(op, initial, s, gates);
     a.final = check_state(op, final, s, gates);
-    a.h_out = check_tensor(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
-    a.reads_out = check_tensor(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+    a.h_out = check_dense(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.reads_out = check_dense(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
     if (!runs_on_cpu(gates)) no_device(op, gates);
-    a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
-                                 {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
+    a.checkpoints = check_dense(op, "checkpoints", checkpoints, s.dtype,
+                                {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
     a.threads = dnc_threads(s, threads);
     check(scratch.numel() * size_of(scratch.dtype) >= dnc_fwd_cpu_scratch_bytes(s, a.threads), op,
           ": scratch too small");
@@ -150,24 +140,24 @@ inline void register_dnc(pybind11::module_& m) {
     a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
     const DncSizes& s = a.s;
     const int64_t words = s.reads * s.width, size = s.interface();
-    a.w.hidden = check_tensor(op, "weight_hidden^T", w_hidden_t, s.dtype, {s.hidden, 4 * s.hidden}, gates);
-    a.w.reads = check_tensor(op, "weight_reads^T", w_reads_t, s.dtype, {words, 4 * s.hidden}, gates);
-    a.w.interface = check_tensor(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
-    a.w.interface_t = check_tensor(op, "weight_interface^T", w_interface_t, s.dtype, {s.hidden, size}, gates);
-    a.w.interface_bias = check_tensor(op, "bias_interface", b_interface, s.dtype, {size}, gates);
-    a.gates = check_tensor(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
-    a.h_out = check_tensor(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
-    a.reads_out = check_tensor(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
-    a.dh_out = check_tensor(op, "dhidden", dh_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.w.hidden = check_dense(op, "weight_hidden^T", w_hidden_t, s.dtype, {s.hidden, 4 * s.hidden}, gates);
+    a.w.reads = check_dense(op, "weight_reads^T", w_reads_t, s.dtype, {words, 4 * s.hidden}, gates);
+    a.w.interface = check_dense(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
+    a.w.interface_t = check_dense(op, "weight_interface^T", w_interface_t, s.dtype, {s.hidden, size}, gates);
+    a.w.interface_bias = check_dense(op, "bias_interface", b_interface, s.dtype, {size}, gates);
+    a.gates = check_dense(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.h_out = check_dense(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
+    a.reads_out = check_dense(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+    a.dh_out = check_dense(op, "dhidden", dh_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
     a.dreads_out =
-        check_tensor(op, "dreads", dreads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
+        check_dense(op, "dreads", dreads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
     a.dfinal = check_state(op, dfinal, s, gates);
-    a.dgates = check_tensor(op, "dgates", dgates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
-    a.dinterface = check_tensor(op, "dinterface", dinterface, s.dtype, {s.steps, s.batch, size}, gates);
+    a.dgates = check_dense(op, "dgates", dgates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
+    a.dinterface = check_dense(op, "dinterface", dinterface, s.dtype, {s.steps, s.batch, size}, gates);
     a.dinitial = check_state(op, dinitial, s, gates);
     if (!runs_on_cpu(gates)) no_device(op, gates);
-    a.checkpoints = check_tensor(op, "checkpoints", checkpoints, s.dtype,
-                                 {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
+    a.checkpoints = check_dense(op, "checkpoints", checkpoints, s.dtype,
+                                {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
     a.threads = dnc_threads(s, threads);
     check(scratch.numel() * size_of(scratch.dtype) >= dnc_bwd_cpu_scratch_bytes(s, a.threads), op,
           ": scratch too small");

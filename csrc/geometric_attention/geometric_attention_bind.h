@@ -35,16 +35,6 @@ inline Heads check_heads(const char* op, const char* name, const TensorView& t, 
   return {t.data, stride_of(t, 0), stride_of(t, 1), stride_of(t, 2)};
 }
 
-inline void* check_dense(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
-                         std::initializer_list<int64_t> shape, const TensorView& first) {
-  if (!t) return nullptr;
-  check_dtype(op, name, *t, {dtype});
-  check_shape(op, name, *t, shape);
-  check_contiguous(op, name, *t);
-  check_device(op, name, *t, first);
-  return t->data;
-}
-
 inline GeometricAttentionScores check_scores(const char* op, const TensorView& q, const TensorView& k,
                                              const TensorView& v, const std::optional<TensorView>& bias,
                                              const std::optional<TensorView>& key_mask,

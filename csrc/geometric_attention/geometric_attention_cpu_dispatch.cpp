@@ -1,4 +1,4 @@
-#include "common/cpu.h"
+#include "common/isa_table.h"
 #include "geometric_attention/geometric_attention.h"
 
 namespace sysgen {
@@ -8,24 +8,13 @@ namespace sysgen {
   void geometric_attention_fwd(const GeometricAttentionFwdArgs&, int); \
   void geometric_attention_bwd(const GeometricAttentionBwdArgs&, int); \
   }
-SYSGEN_DECLARE(base)
-#if SYSGEN_ISAS_BUILT > 1
-SYSGEN_DECLARE(avx2)
-SYSGEN_DECLARE(avx512)
-SYSGEN_DECLARE(avx512_bf16)
-#define SYSGEN_TABLE(function) {base::function, avx2::function, avx512::function, avx512_bf16::function}
-#else
-#define SYSGEN_TABLE(function) {base::function}
-#endif
+SYSGEN_EACH_ISA(SYSGEN_DECLARE)
 
 void geometric_attention_fwd_cpu(const GeometricAttentionFwdArgs& args, int num_threads) {
-  static constexpr decltype(&base::geometric_attention_fwd) kTable[] = SYSGEN_TABLE(geometric_attention_fwd);
-  kTable[static_cast<int>(isa_in_use())](args, num_threads);
+  SYSGEN_ISA_CALL(geometric_attention_fwd, args, num_threads);
 }
-
 void geometric_attention_bwd_cpu(const GeometricAttentionBwdArgs& args, int num_threads) {
-  static constexpr decltype(&base::geometric_attention_bwd) kTable[] = SYSGEN_TABLE(geometric_attention_bwd);
-  kTable[static_cast<int>(isa_in_use())](args, num_threads);
+  SYSGEN_ISA_CALL(geometric_attention_bwd, args, num_threads);
 }
 
 }  // namespace sysgen
