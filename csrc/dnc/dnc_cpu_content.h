@@ -7,9 +7,7 @@
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
-// Up to kHeads heads share one pass over the memory.
-inline constexpr int kHeads = 4;
-
+// Up to four heads share one pass over the memory.
 template <class F>
 inline void by_heads(int64_t heads, const F& f) {
   int64_t r = 0;

@@ -2,10 +2,9 @@
 
 import torch
 
-from ..ops._dnc_ops import without_autocast
+from ..ops._dnc_ops import STATE, without_autocast
 from ..reference.dnc import dnc_step
 
-STATE = ("hidden", "cell", "memory", "usage", "link", "precedence", "write_weights", "read_weights", "reads")
 TRACED = ("usage", "precedence", "write_weights", "read_weights", "memory")
 
 
