@@ -10,7 +10,7 @@ from torch import nn
 
 from sysgen.nn import (
     ACTEncoder,
-    Embedding,
+    EmbeddingScaling,
     GeometricMultiheadAttention,
     NDREncoderLayer,
     RelativeMultiheadAttention,
@@ -53,26 +53,26 @@ def test_sinusoidal_positions():
 @pytest.mark.parametrize("scale, std", [("teu", math.sqrt(2 / (1000 + 64))), ("none", 1.0), ("ped", math.sqrt(2 / 64))])
 def test_embedding(scale, std):
     torch.manual_seed(0)
-    embedding = Embedding(1000, 64, scale, **F64)
+    embedding = EmbeddingScaling(1000, 64, scale, **F64)
     assert abs(embedding.weight.std() / std - 1) < 0.02  # of 64000 values it scatters by 0.3 %
     tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
     e = embedding.weight[tokens]
     pe = torch.stack([oracle.position(p, 64) for p in range(10, 13)])
     expected = {"teu": 8 * e + pe, "none": e + pe, "ped": e + pe / 8}[scale]
     torch.testing.assert_close(embedding(tokens, offset=10), expected)
-    without = Embedding(1000, 64, scale, positions=False, dropout=0.9, **F64)
+    without = EmbeddingScaling(1000, 64, scale, positions=False, dropout=0.9, **F64)
     without.load_state_dict(embedding.state_dict())
     torch.testing.assert_close(without(tokens), 8 * e if scale == "teu" else e)  # dropout belongs to the sum
 
 
 def test_embedding_options():
     torch.manual_seed(0)
-    dropped = Embedding(5, 64, dropout=0.5)(torch.zeros(100, 4, dtype=torch.long))
+    dropped = EmbeddingScaling(5, 64, dropout=0.5)(torch.zeros(100, 4, dtype=torch.long))
     assert 0.4 < (dropped == 0).float().mean() < 0.6  # of 25600
-    assert Embedding(50, 64, init="xavier").weight.abs().max() <= math.sqrt(6 / 114)
+    assert EmbeddingScaling(50, 64, init="xavier").weight.abs().max() <= math.sqrt(6 / 114)
     for words, kwargs in (("scale must be one of", {"scale": "up"}), ("init must be one of", {"init": "zeros"})):
-        with pytest.raises(ValueError, match=f"Embedding: {words}"):
-            Embedding(5, 64, **kwargs)
+        with pytest.raises(ValueError, match=f"EmbeddingScaling: {words}"):
+            EmbeddingScaling(5, 64, **kwargs)
 
 
 # Classifiers

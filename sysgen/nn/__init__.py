@@ -4,7 +4,7 @@ from .act import ACTEncoder
 from .classifier import SequenceClassifier
 from .dnc import DNC
 from .dnc_classifier import DNCClassifier
-from .embedding import Embedding
+from .embedding import EmbeddingScaling
 from .encoders import SharedEncoder, StackedEncoder
 from .geometric_attention import GeometricMultiheadAttention
 from .maps import collect_maps
@@ -22,7 +22,7 @@ __all__ = [
     "DNC",
     "ACTEncoder",
     "DNCClassifier",
-    "Embedding",
+    "EmbeddingScaling",
     "GeometricMultiheadAttention",
     "NDREncoderLayer",
     "RNNClassifier",

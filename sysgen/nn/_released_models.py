@@ -6,7 +6,7 @@ from torch import nn
 from ._attention import MultiheadBase
 from .act import ACTEncoder
 from .classifier import SequenceClassifier
-from .embedding import Embedding
+from .embedding import EmbeddingScaling
 from .encoders import SharedEncoder, StackedEncoder
 from .ndr import NDREncoderLayer
 from .rnn_classifier import RNNClassifier
@@ -87,7 +87,7 @@ def converted(module, take, prefix=""):
                 state[f"in_proj_{kind}"] = _in_projection(module, kind, take, prefix)
     for name, p in module.named_parameters(recurse=False):
         if name not in state:
-            state[name] = take(f"{prefix}{names.get(name, name)}", p.shape, nested=isinstance(module, Embedding))
+            state[name] = take(f"{prefix}{names.get(name, name)}", p.shape, nested=isinstance(module, EmbeddingScaling))
     for name, child in module.named_children():
         theirs = names.get(name, name)
         if isinstance(module, Seq2SeqTransformer) and module.universal and name == "decoder_layers":

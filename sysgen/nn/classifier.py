@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from . import _checks, _tokens
-from .embedding import Embedding
+from .embedding import EmbeddingScaling
 
 
 class SequenceClassifier(nn.Module):
@@ -19,8 +19,8 @@ class SequenceClassifier(nn.Module):
         num_classes: size of the output.
         d_model: width of the encoder.
         readout: ``"last"`` or ``"first"``.
-        embedding: arguments of :class:`Embedding`; None is NDR's: N(0, 1), no positions. The absolute baseline has
-            ``{"positions": True, "dropout": 0.1}``, "+rel" has ``{"positions": False, "init": "xavier"}``.
+        embedding: arguments of :class:`EmbeddingScaling`; None is that of NDR: N(0, 1), no positions. The absolute
+            baseline has ``{"positions": True, "dropout": 0.1}``, "+rel" ``{"positions": False, "init": "xavier"}``.
 
     Shapes: tokens int [B, N], lengths int [B] (None: all N) -> [B, num_classes], or with an :class:`ACTEncoder`
     ([B, num_classes], loss). Whatever stands behind ``lengths``, -1 included, does not matter.
@@ -34,7 +34,9 @@ class SequenceClassifier(nn.Module):
         _checks.one_of("SequenceClassifier", ("last", "first"), readout=readout)
         self.num_tokens, self.readout = num_tokens, readout
         kwargs = {"device": device, "dtype": dtype}
-        self.embedding = Embedding(num_tokens + 2, d_model, **{"positions": False, **(embedding or {})}, **kwargs)
+        self.embedding = EmbeddingScaling(
+            num_tokens + 2, d_model, **{"positions": False, **(embedding or {})}, **kwargs
+        )
         self.encoder = encoder
         self.output = nn.Linear(d_model, num_classes, **kwargs)
 

@@ -18,7 +18,7 @@ SCALES = {
 }
 
 
-class Embedding(nn.Module):
+class EmbeddingScaling(nn.Module):
     """``drop(factor · weight[token] + factor' · positions)``, factors and initial values by ``scale``.
 
     ====== ==================================== =====================
@@ -44,11 +44,11 @@ class Embedding(nn.Module):
         self, num_embeddings, d_model, scale="none", positions=True, dropout=0.0, init=None, device=None, dtype=None
     ):
         super().__init__()
-        _checks.positive_int("Embedding", num_embeddings=num_embeddings, d_model=d_model)
-        _checks.one_of("Embedding", tuple(SCALES), scale=scale)
-        _checks.rate("Embedding", dropout=dropout)
+        _checks.positive_int("EmbeddingScaling", num_embeddings=num_embeddings, d_model=d_model)
+        _checks.one_of("EmbeddingScaling", tuple(SCALES), scale=scale)
+        _checks.rate("EmbeddingScaling", dropout=dropout)
         self.init = SCALES[scale][0] if init is None else init
-        _checks.one_of("Embedding", ("xavier", "normal", "kaiming"), init=self.init)
+        _checks.one_of("EmbeddingScaling", ("xavier", "normal", "kaiming"), init=self.init)
         self.scale, self.positions, self.dropout, self.d_model = scale, positions, dropout, d_model
         self.weight = nn.Parameter(torch.empty(num_embeddings, d_model, device=device, dtype=dtype))
         self.reset_parameters()

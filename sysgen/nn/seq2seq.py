@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _checks, _tokens
-from .embedding import Embedding
+from .embedding import EmbeddingScaling
 from .encoders import SharedEncoder, StackedEncoder
 from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
@@ -24,8 +24,8 @@ class Seq2SeqTransformer(nn.Module):
         dropout: rate everywhere: of each sublayer, in the feedforward, of attention weights, after the positional sum.
         attention: ``"softmax"`` (absolute positions) or ``"relative"``.
         universal: share the layers' parameters.
-        embedding_scale: ``"teu"``, ``"none"`` or ``"ped"``, see :class:`Embedding`; None: "ped". Relative models have
-            none of them: only None.
+        embedding_scale: ``"teu"``, ``"none"`` or ``"ped"``, see :class:`EmbeddingScaling`; None: "ped". Relative
+            models have none of them: only None.
 
     Shapes: see :meth:`forward` and :meth:`generate`.
     """
@@ -56,8 +56,8 @@ class Seq2SeqTransformer(nn.Module):
         self.num_src_tokens, self.num_tgt_tokens, self.universal = num_src_tokens, num_tgt_tokens, universal
         kwargs = {"device": device, "dtype": dtype}
         positions = {"positions": False, "init": "xavier"} if relative else {"scale": embedding_scale or "ped"}
-        self.src_embedding = Embedding(num_src_tokens + 2, d_model, dropout=dropout, **positions, **kwargs)
-        self.tgt_embedding = Embedding(num_tgt_tokens + 1, d_model, dropout=dropout, **positions, **kwargs)
+        self.src_embedding = EmbeddingScaling(num_src_tokens + 2, d_model, dropout=dropout, **positions, **kwargs)
+        self.tgt_embedding = EmbeddingScaling(num_tgt_tokens + 1, d_model, dropout=dropout, **positions, **kwargs)
         options = {"dropout_on": "weight", "learned_scale": False} if relative else {}
         layer = {
             "d_model": d_model,
