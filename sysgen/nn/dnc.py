@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..ops import DNCState, dnc_sequence
 from ..ops._dnc_ops import interface_size
 from . import _checks
+from ._recurrent import run_sequence
 from .dnc_trace import trace
 
 
@@ -19,11 +19,6 @@ class DNCOutput(NamedTuple):
     output: torch.Tensor
     state: DNCState
     trace: dict
-
-
-def _check_tensors(state):
-    if not (isinstance(state, tuple) and all(isinstance(t, torch.Tensor) for t in state)):
-        raise TypeError(f"DNC: state must be a DNCState of tensors, got {type(state).__name__}")
 
 
 class DNC(nn.Module):
@@ -127,49 +122,18 @@ class DNC(nn.Module):
         Returns:
             (output, state), or a :class:`DNCOutput`.
         """
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, state, lengths, return_trace)
-        if not isinstance(input, torch.Tensor) or input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            given = list(input.shape) if isinstance(input, torch.Tensor) else type(input).__name__
-            raise ValueError(
-                f"DNC: input must have shape [T, B, {self.input_size}] or [T, {self.input_size}], got {given}"
-            )
-        batched = input.dim() == 3
-        x = input if batched else input[:, None]
-        x = x.transpose(0, 1) if self.batch_first and batched else x
-        if state is None:
-            state = self.initial_state(x.shape[1], device=x.device)
-        elif not batched:
-            _check_tensors(state)
-            state = DNCState(*(t[None] for t in state))
-        if not batched and lengths is not None:
-            raise ValueError("DNC: lengths needs batched input")
         options = {"masked": self.masked, "dealloc": self.dealloc, "sharpen": self.sharpen}
         options |= {"mask_min": self.mask_min, "clip": self.clip, "checkpoint_every": self.checkpoint_every}
         weights = self.weight_input, self.weight_hidden, self.weight_reads, self.bias
         weights += self.interface.weight, self.interface.bias
-        hidden, reads, last = dnc_sequence(x, state, *weights, lengths=lengths, **options)
-        y = self.output(hidden) + self.read_output(reads.flatten(2))
-        if lengths is not None:
-            runs = torch.arange(len(y), device=y.device)[:, None] < lengths
-            y = y.masked_fill(~runs[..., None], 0)
-        seen = trace(x, state, weights, **options) if return_trace else None
-        y = y.transpose(0, 1) if self.batch_first and batched else y
-        if not batched:
-            y, last = y[:, 0], DNCState(*(t[0] for t in last))
-        return DNCOutput(y, last, seen) if return_trace else (y, last)
 
-    def _forward_packed(self, packed, state, lengths, return_trace):
-        if lengths is not None:
-            raise ValueError("DNC: a PackedSequence has lengths of its own")
-        x, lengths = pad_packed_sequence(packed, batch_first=self.batch_first)  # in the order before sorting
-        y, *rest = self.forward(x, state, lengths.to(x.device), return_trace)
-        order = packed.sorted_indices  # kept as it is: another sort may order samples of one length otherwise
-        if order is not None:
-            y, lengths = y.index_select(0 if self.batch_first else 1, order), lengths[order.to(lengths.device)]
-        y = pack_padded_sequence(y, lengths, batch_first=self.batch_first)
-        y = PackedSequence(y.data, y.batch_sizes, order, packed.unsorted_indices)
-        return DNCOutput(y, *rest) if return_trace else (y, *rest)
+        def run(x, state, lengths):
+            hidden, reads, last = dnc_sequence(x, state, *weights, lengths=lengths, **options)
+            y = self.output(hidden) + self.read_output(reads.flatten(2))
+            return y, last, trace(x, state, weights, **options) if return_trace else None
+
+        output = run_sequence(self, DNCState, input, state, lengths, run)
+        return DNCOutput(*output) if return_trace else output[:2]
 
     def extra_repr(self):
         sizes = "input_size", "output_size", "hidden_size", "num_cells", "word_size", "num_reads"
