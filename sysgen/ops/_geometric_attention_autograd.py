@@ -6,6 +6,7 @@ import torch
 from .. import reference
 from . import _geometric_attention_ops as ops
 from ._cvmm_autograd import needs_gradient
+from ._second_order import second_order
 
 
 def attention(query, key, value, direction_bias, mask, key_mask, options, return_remainder):
@@ -62,26 +63,19 @@ class _AttentionBackward(torch.autograd.Function):
         *inputs, key_mask = ctx.saved_tensors
         wanted = (True, True, True, *ctx.needed)
         directions = [d if want else None for d, want in zip(directions, wanted)]
-        second = _second_order(inputs, key_mask, ctx.options, directions, ctx.needs_input_grad)
+        second = second_order(
+            _definition(key_mask, ctx.options), inputs[:5], inputs[5:], directions, ctx.needs_input_grad
+        )
         return *second, *(None,) * (3 + len(ctx.options))
 
 
-def _second_order(inputs, key_mask, options, directions, needed):
-    """Derivatives of the sum of <direction, gradient> by the inputs, of which dout and dremainder are two. They have
-    history where grad mode is on."""
-    create_graph = torch.is_grad_enabled()
+def _definition(key_mask, options):
+    """The dense reference as a function of the differentiable inputs."""
+    options = ops.Options(*options)._asdict()
+    del options["early_stop"]  # results are the same bits
 
-    def leaf(t):
-        if t is None or not t.is_floating_point():
-            return t
-        return t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        leaves = [leaf(t) for t in inputs]
-        query, key, value, direction_bias, mask, dout, dremainder = leaves
-        options = ops.Options(*options)._asdict()
-        del options["early_stop"]
-        outputs = reference.geometric_attention(
+    def function(query, key, value, direction_bias, mask):
+        return reference.geometric_attention(
             query,
             key,
             value,
@@ -91,16 +85,5 @@ def _second_order(inputs, key_mask, options, directions, needed):
             return_remainder=True,
             **options,
         )
-        given = [(y, dy) for y, dy in zip(outputs, (dout, dremainder)) if dy is not None]
-        wanted = [(t, d) for t, d in zip(leaves, directions) if d is not None]
-        first = torch.autograd.grad(
-            [y for y, _ in given], [t for t, _ in wanted], [dy for _, dy in given], create_graph=True
-        )
-        at = [i for i, (t, need) in enumerate(zip(leaves, needed)) if need and t is not None]
-        found = torch.autograd.grad(
-            first, [leaves[i] for i in at], [d for _, d in wanted], create_graph=create_graph, allow_unused=True
-        )
-    second = [None] * len(inputs)
-    for i, g in zip(at, found):
-        second[i] = g
-    return second
+
+    return function

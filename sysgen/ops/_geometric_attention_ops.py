@@ -8,11 +8,9 @@ that nobody asked for have shape [0].
 
 from typing import NamedTuple
 
-import torch
-
 from .._alloc import empty
-from .._library import define_op, raw_stream
-from .._load import core
+from .._library import define_op
+from ._core_call import dense, new_fake, run
 from ._cvmm_ops import accumulator_dtype
 
 
@@ -38,10 +36,6 @@ def _inner_dense(t):
     return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
-def _contiguous(t):
-    return None if t is None else t.contiguous()
-
-
 def _sequence_major(new, like, shape):
     """[B, H, N, D] in [B, N, H, D] order: merging or splitting heads is a view. It is none itself, of which autograd
     would not let the user change one in place."""
@@ -54,21 +48,6 @@ def _in_order_of(new, t):
     return _sequence_major(new, t, t.shape) if t.stride(1) < t.stride(2) else new(t, t.shape)
 
 
-def _run(name, tensors, like, options):
-    scratch, stream = None, 0
-    if like.is_cuda or core.emulated:
-        size = getattr(core, f"{name}_scratch_bytes")(*tensors, *options)
-        scratch, stream = empty(like, size, torch.uint8), raw_stream(like)
-    getattr(core, name)(*tensors, scratch, *options, torch.get_num_threads(), stream)
-
-
-def _new_fake(like, shape, dtype=None, strides=None):
-    dtype = like.dtype if dtype is None else dtype
-    return (
-        like.new_empty(shape, dtype=dtype) if strides is None else like.new_empty_strided(shape, strides, dtype=dtype)
-    )
-
-
 def _fwd_outputs(new, query, return_remainder):
     out = _sequence_major(new, query, query.shape)
     remainder = new(query, query.shape[:3] if return_remainder else (0,), dtype=accumulator_dtype(query.dtype))
@@ -79,12 +58,12 @@ def _fwd(query, key, value, direction_bias, key_mask, mask, *options):
     *options, return_remainder = options
     out, remainder = _fwd_outputs(empty, query, return_remainder)
     inputs = (*map(_inner_dense, (query, key, value, direction_bias, key_mask)), mask)
-    _run("geometric_attention_fwd", (*inputs, out, remainder if return_remainder else None), query, options)
+    run("geometric_attention_fwd", (*inputs, out, remainder if return_remainder else None), query, options)
     return out, remainder
 
 
 def _fwd_fake(query, key, value, direction_bias, key_mask, mask, *options):
-    return _fwd_outputs(_new_fake, query, options[-1])
+    return _fwd_outputs(new_fake, query, options[-1])
 
 
 geometric_attention_fwd = define_op(
@@ -108,14 +87,14 @@ def _bwd(query, key, value, direction_bias, key_mask, mask, dout, dremainder, *o
     *options, need_bias, need_mask = options
     *heads, dbias, dmask = outputs = _bwd_outputs(empty, query, key, value, need_bias, need_mask)
     inputs = (*map(_inner_dense, (query, key, value, direction_bias, key_mask)), mask)
-    incoming = (_inner_dense(dout), _contiguous(dremainder))
+    incoming = (_inner_dense(dout), dense(dremainder))
     wanted = (*heads, dbias if need_bias else None, dmask if need_mask else None)
-    _run("geometric_attention_bwd", (*inputs, *incoming, *wanted), query, options)
+    run("geometric_attention_bwd", (*inputs, *incoming, *wanted), query, options)
     return outputs
 
 
 def _bwd_fake(query, key, value, direction_bias, key_mask, mask, dout, dremainder, *options):
-    return _bwd_outputs(_new_fake, query, key, value, *options[-2:])
+    return _bwd_outputs(new_fake, query, key, value, *options[-2:])
 
 
 geometric_attention_bwd = define_op(
