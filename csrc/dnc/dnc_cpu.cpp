@@ -1,60 +1,16 @@
 // The recurrence on the CPU, compiled once per instruction-set level (common/cpu.h). A thread takes a share
 // of the samples through all steps, so that nothing waits and results do not depend on the number of threads.
 #include "dnc/dnc_cpu_linear.h"
+#include "dnc/dnc_cpu_lstm.h"
+#include "dnc/dnc_cpu_samples.h"
 #include "dnc/dnc_cpu_step_bwd.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
 template <class A>
-const A* in(const void* p) {
-  return static_cast<const A*>(p);
-}
-template <class A>
-A* out(void* p) {
-  return static_cast<A*>(p);
-}
-
-inline int64_t steps_of(const DncSizes& s, int64_t b) {
-  const int64_t n = s.lengths ? s.lengths[b] : s.steps;
-  return n < 0 ? 0 : (n > s.steps ? s.steps : n);
-}
-
-// Calls f(first, last, scratch) for each thread's samples.
-template <class A, class F>
-void share_samples(const DncSizes& s, int threads, A* scratch, int64_t each, const F& f) {
-  if (threads <= 1) return f(0, s.batch, scratch);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) f(s.batch * t / threads, s.batch * (t + 1) / threads, scratch + t * each);
-}
-
-inline int64_t largest_share(const DncSizes& s, int threads) { return (s.batch + threads - 1) / threads; }
-
-// Rows of `cells` entries, padded on the one side.
-template <class A>
-void pad_rows(const void* from, int64_t b, int64_t rows, int64_t n, A* to) {
-  const int64_t wide = padded<A>(n);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (from)
-      copy(to + i * wide, in<A>(from) + (b * rows + i) * n, n);
-    else
-      clear(to + i * wide, n);
-    clear(to + i * wide + n, wide - n);
-  }
-}
-template <class A>
-void unpad_rows(const A* from, int64_t b, int64_t rows, int64_t n, void* to) {
-  for (int64_t i = 0; i < rows; ++i) copy(out<A>(to) + (b * rows + i) * n, from + i * padded<A>(n), n);
-}
-
-template <class A>
 void import_state(const DncSizes& s, const DncState& from, int64_t b, const State<A>& to) {
-  const int64_t n = padded<A>(s.cells), words = s.cells * s.width;
-  clear(to.memory, s.width * n);
-  if (from.memory)
-    for (int64_t i = 0; i < s.cells; ++i)
-      for (int64_t w = 0; w < s.width; ++w)
-        to.memory[w * n + i] = in<A>(from.memory)[b * words + i * s.width + w];
+  import_memory(from.memory, b, s.cells, s.width, to.memory);
   pad_rows(from.link, b, s.cells, s.cells, to.link);
   pad_rows(from.usage, b, 1, s.cells, to.usage);
   pad_rows(from.precedence, b, 1, s.cells, to.precedence);
@@ -67,10 +23,7 @@ void import_state(const DncSizes& s, const DncState& from, int64_t b, const Stat
 
 template <class A>
 void export_state(const DncSizes& s, const State<A>& from, int64_t b, const DncState& to) {
-  const int64_t n = padded<A>(s.cells), words = s.cells * s.width;
-  for (int64_t i = 0; i < s.cells; ++i)
-    for (int64_t w = 0; w < s.width; ++w)
-      out<A>(to.memory)[b * words + i * s.width + w] = from.memory[w * n + i];
+  export_memory(from.memory, b, s.cells, s.width, to.memory);
   unpad_rows(from.link, b, s.cells, s.cells, to.link);
   unpad_rows(from.usage, b, 1, s.cells, to.usage);
   unpad_rows(from.precedence, b, 1, s.cells, to.precedence);
@@ -79,54 +32,6 @@ void export_state(const DncSizes& s, const State<A>& from, int64_t b, const DncS
   unpad_rows(from.reads, b, 1, s.reads * s.width, to.reads);
   unpad_rows(from.h, b, 1, s.hidden, to.h);
   unpad_rows(from.c, b, 1, s.hidden, to.c);
-}
-
-// Activates the gates in place and advances h and c.
-template <class A>
-void lstm_fwd(int64_t hidden, A* gates, A* h, A* c) {
-  for (int64_t k = 0; k < hidden; k += kLanes<A>) {
-    const int64_t n = hidden - k;
-    const Vector<A> i = vsigmoid<A>(load(gates + k, n)), f = vsigmoid<A>(load(gates + hidden + k, n));
-    const Vector<A> g = vtanh<A>(load(gates + 2 * hidden + k, n)),
-                    o = vsigmoid<A>(load(gates + 3 * hidden + k, n));
-    const Vector<A> cell = f * load(c + k, n) + i * g;
-    store(gates + k, i, n);
-    store(gates + hidden + k, f, n);
-    store(gates + 2 * hidden + k, g, n);
-    store(gates + 3 * hidden + k, o, n);
-    store(c + k, cell, n);
-    store(h + k, o * vtanh<A>(cell), n);
-  }
-}
-
-// c_t from activated gates and c_{t - 1}, by the operation of lstm_fwd.
-template <class A>
-void repeat_cell(int64_t hidden, const A* gates, const A* before, A* c) {
-  for (int64_t k = 0; k < hidden; k += kLanes<A>) {
-    const int64_t n = hidden - k;
-    store(c + k,
-          load(gates + hidden + k, n) * load(before + k, n) +
-              load(gates + k, n) * load(gates + 2 * hidden + k, n),
-          n);
-  }
-}
-
-// dc: of c_t on entry, of c_{t - 1} at the end. dgates: of the gates before their activation.
-template <class A>
-void lstm_bwd(int64_t hidden, const A* gates, const A* before, const A* after, const A* dh, A* dc,
-              A* dgates) {
-  for (int64_t k = 0; k < hidden; k += kLanes<A>) {
-    const int64_t n = hidden - k;
-    const Vector<A> i = load(gates + k, n), f = load(gates + hidden + k, n),
-                    g = load(gates + 2 * hidden + k, n), o = load(gates + 3 * hidden + k, n),
-                    d = load(dh + k, n), t = vtanh<A>(load(after + k, n));
-    const Vector<A> dcell = load(dc + k, n) + d * o * (A(1) - t * t);
-    store(dgates + k, dcell * g * i * (A(1) - i), n);
-    store(dgates + hidden + k, dcell * load(before + k, n) * f * (A(1) - f), n);
-    store(dgates + 2 * hidden + k, dcell * i * (A(1) - g * g), n);
-    store(dgates + 3 * hidden + k, d * t * o * (A(1) - o), n);
-    store(dc + k, dcell * f, n);
-  }
 }
 
 // The recurrence of the samples first .. last.

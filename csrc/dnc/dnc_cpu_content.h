@@ -2,7 +2,7 @@
 // once, on a transposed memory [W][n]. The mask enters through its square q: <q k, m> / (|q^(1/2) k| |q^(1/2)
 // m| + eps).
 #pragma once
-#include "dnc/dnc_cpu_layout.h"
+#include "dnc/dnc_cpu_rows.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -25,9 +25,31 @@ inline Vector<A> vsqrt(Vector<A> x) {
   return y;
 }
 
-// From mask (or null) and key to what the passes multiply with.
+// One side of content addressing (write: one head; read: R heads): activated inputs and what backward needs.
 template <class A>
-void content_prepare(const Content<A>& c, const DncSizes& s, int64_t heads) {
+struct Content {
+  A *mask, *key, *square, *product;  // [heads][W]: mask, key, mask^2 (1 without), mask^2 key
+  A *strength, *key_norm;            // [heads]
+  A *dot, *norm, *weight;            // [heads][n]: <mask^2 key, cell>, |mask cell|, the softmax
+
+  template <class S>
+  Content(Carver<A>& carver, const S& s, int64_t heads) {
+    const int64_t n = padded<A>(s.cells), words = heads * s.width;
+    mask = carver.take(words);
+    key = carver.take(words);
+    square = carver.take(words);
+    product = carver.take(words);
+    strength = carver.take(heads);
+    key_norm = carver.take(heads);
+    dot = carver.take(heads * n);
+    norm = carver.take(heads * n);
+    weight = carver.take(heads * n);
+  }
+};
+
+// From mask (or null) and key to what the passes multiply with.
+template <class A, class S>
+void content_prepare(const Content<A>& c, const S& s, int64_t heads) {
   for (int64_t r = 0; r < heads; ++r) {
     A norm2 = 0;
     for (int64_t w = r * s.width; w < (r + 1) * s.width; ++w) {
@@ -40,8 +62,8 @@ void content_prepare(const Content<A>& c, const DncSizes& s, int64_t heads) {
 }
 
 // dot and norm of HEADS heads with the cells i .. i + lanes, whose words `cell(w)` gives.
-template <int HEADS, class A, class F>
-inline void content_scores(const Content<A>& c, const DncSizes& s, int64_t first, int64_t i, const F& cell) {
+template <int HEADS, class A, class S, class F>
+inline void content_scores(const Content<A>& c, const S& s, int64_t first, int64_t i, const F& cell) {
   const int64_t n = padded<A>(s.cells);
   const A* const product = c.product + first * s.width;
   const A* const square = c.square + first * s.width;
@@ -60,8 +82,8 @@ inline void content_scores(const Content<A>& c, const DncSizes& s, int64_t first
 }
 
 // weight from dot and norm.
-template <class A>
-void content_finish(const Content<A>& c, const DncSizes& s, int64_t heads) {
+template <class A, class S>
+void content_finish(const Content<A>& c, const S& s, int64_t heads) {
   const int64_t n = padded<A>(s.cells);
   const A eps = static_cast<A>(s.eps);
   for (int64_t r = 0; r < heads; ++r) {
@@ -79,7 +101,8 @@ template <class A>
 struct ContentGradient {
   A *a, *b;                     // [heads][n]
   A *dkey, *dmask, *dstrength;  // [heads][W], [heads][W] (or unused), [heads]
-  ContentGradient(Carver<A>& carver, const DncSizes& s, int64_t heads) {
+  template <class S>
+  ContentGradient(Carver<A>& carver, const S& s, int64_t heads) {
     const int64_t n = padded<A>(s.cells);
     a = carver.take(heads * n);
     b = carver.take(heads * n);
@@ -90,8 +113,8 @@ struct ContentGradient {
 };
 
 // dweight [heads][n] (overwritten) -> a, b, dstrength, and the part of dkey and dmask that comes from |key|.
-template <class A>
-void content_bwd_prepare(const Content<A>& c, const DncSizes& s, int64_t heads, A* dweight,
+template <class A, class S>
+void content_bwd_prepare(const Content<A>& c, const S& s, int64_t heads, A* dweight,
                          const ContentGradient<A>& g) {
   const int64_t n = padded<A>(s.cells);
   const A eps = static_cast<A>(s.eps);
@@ -120,8 +143,8 @@ void content_bwd_prepare(const Content<A>& c, const DncSizes& s, int64_t heads, 
 }
 
 // The pass over the memory: dmemory += ..., and the other parts of dkey and dmask.
-template <class A>
-void content_bwd_pass(const Content<A>& c, const DncSizes& s, int64_t heads, const A* memory, A* dmemory,
+template <class A, class S>
+void content_bwd_pass(const Content<A>& c, const S& s, int64_t heads, const A* memory, A* dmemory,
                       const ContentGradient<A>& g) {
   const int64_t n = padded<A>(s.cells);
   by_heads(heads, [&]<int HEADS>(int64_t first) {

@@ -2,15 +2,10 @@
 // backward.
 #pragma once
 #include "dnc/dnc.h"
-#include "dnc/dnc_cpu_math.h"
+#include "dnc/dnc_cpu_content.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
-
-template <class A>
-inline int64_t padded(int64_t n) {
-  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-}
 
 // Offsets into the interface vector; -1: absent.
 struct Interface {
@@ -44,18 +39,6 @@ struct Interface {
   }
 };
 
-// Hands out pieces of one buffer, each of whole vectors; with a null buffer it only counts.
-template <class A>
-struct Carver {
-  A* at;
-  int64_t used = 0;
-  A* take(int64_t n) {
-    A* const from = at ? at + used : nullptr;
-    used += padded<A>(n);
-    return from;
-  }
-};
-
 // Rows over cells have `cells` entries padded to `n`. The memory lies transposed, [W][n]: one lane, one cell.
 template <class A>
 struct State {
@@ -77,27 +60,6 @@ struct State {
     Carver<A> count{nullptr};
     State measured(count, s);
     return count.used;
-  }
-};
-
-// One side of content addressing (write: one head; read: R heads): activated inputs and what backward needs.
-template <class A>
-struct Content {
-  A *mask, *key, *square, *product;  // [heads][W]: mask, key, mask^2 (1 without), mask^2 key
-  A *strength, *key_norm;            // [heads]
-  A *dot, *norm, *weight;            // [heads][n]: <mask^2 key, cell>, |mask cell|, the softmax
-
-  Content(Carver<A>& carver, const DncSizes& s, int64_t heads) {
-    const int64_t n = padded<A>(s.cells), words = heads * s.width;
-    mask = carver.take(words);
-    key = carver.take(words);
-    square = carver.take(words);
-    product = carver.take(words);
-    strength = carver.take(heads);
-    key_norm = carver.take(heads);
-    dot = carver.take(heads * n);
-    norm = carver.take(heads * n);
-    weight = carver.take(heads * n);
   }
 };
 

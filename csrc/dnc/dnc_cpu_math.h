@@ -92,15 +92,19 @@ inline Vector<A> vtanh(Vector<A> x) {
   return x < Vector<A>{} ? -t : t;
 }
 
-// 1 + softplus(x), torch's threshold of 20 included, and its derivative.
+// ln(1 + e^x), torch's threshold of 20 included, 1 more, and the derivative of both.
 template <class A>
-inline Vector<A> oneplus(Vector<A> x) {
+inline Vector<A> softplus(Vector<A> x) {
   const Vector<A> magnitude = x < Vector<A>{} ? -x : x;
-  const Vector<A> softplus = (x > Vector<A>{} ? x : Vector<A>{}) + vlog<A>(A(1) + vexp<A>(-magnitude));
-  return A(1) + (x > splat<A>(A(20)) ? x : softplus);
+  const Vector<A> y = (x > Vector<A>{} ? x : Vector<A>{}) + vlog<A>(A(1) + vexp<A>(-magnitude));
+  return x > splat<A>(A(20)) ? x : y;
 }
 template <class A>
-inline Vector<A> oneplus_slope(Vector<A> x) {
+inline Vector<A> oneplus(Vector<A> x) {
+  return A(1) + softplus<A>(x);
+}
+template <class A>
+inline Vector<A> softplus_slope(Vector<A> x) {
   return x > splat<A>(A(20)) ? splat<A>(A(1)) : vsigmoid<A>(x);
 }
 

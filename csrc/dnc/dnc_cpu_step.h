@@ -1,21 +1,12 @@
 // One step of one sample's memory: from the interface vector and the state before to the state after.
 #pragma once
+#include "dnc/dnc_cpu_activate.h"
 #include "dnc/dnc_cpu_allocation.h"
 #include "dnc/dnc_cpu_content.h"
 #include "dnc/dnc_cpu_link.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
-
-// to[i] = f(clamp(from[i]))
-template <class A, class F>
-inline void activate(const A* from, int64_t n, A clip, A* to, const F& f) {
-  const Vector<A> high = splat<A>(clip), low = splat<A>(-clip);
-  for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const Vector<A> x = load(from + i, n - i);
-    store(to + i, f(x > high ? high : (x < low ? low : x)), n - i);
-  }
-}
 
 template <class A>
 void activate_interface(const DncSizes& s, const Interface& at, const Step<A>& step) {

@@ -61,16 +61,6 @@ void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, cons
   }
 }
 
-// to[i] = 0 where from[i] was clamped, else slope(i, from) * grad[i]
-template <class A, class F>
-inline void activate_bwd(const A* from, const A* grad, int64_t n, A clip, A* to, const F& slope) {
-  const Vector<A> high = splat<A>(clip), low = splat<A>(-clip), zero{};
-  for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const Vector<A> x = load(from + i, n - i), d = load(grad + i, n - i) * slope(i, x);
-    store(to + i, x > high ? zero : (x < low ? zero : d), n - i);
-  }
-}
-
 // `grad` holds the gradients of the state after the step on entry, of the one before at the end; its h and c
 // are not used, its reads are overwritten by the caller. dxi [I]: gradient of step.xi.
 template <class A>
@@ -208,7 +198,7 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const State<A>& pre
   const A clip = static_cast<A>(s.clip), least = static_cast<A>(s.mask_min);
   const A* const xi = step.xi;
   const auto same = [](int64_t, Vector<A>) { return splat<A>(1); };
-  const auto strength = [](int64_t, Vector<A> x) { return oneplus_slope<A>(x); };
+  const auto strength = [](int64_t, Vector<A> x) { return softplus_slope<A>(x); };
   const auto gate = [](int64_t, Vector<A> x) {
     const Vector<A> y = vsigmoid<A>(x);
     return y * (A(1) - y);

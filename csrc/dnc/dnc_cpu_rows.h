@@ -1,0 +1,70 @@
+// Rows of one number per cell, padded with zeros to whole vectors, and the buffers that they lie in.
+#pragma once
+#include "dnc/dnc_cpu_math.h"
+
+namespace sysgen::SYSGEN_ISA {
+namespace {
+
+template <class A>
+inline int64_t padded(int64_t n) {
+  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+// Hands out pieces of one buffer, each of whole vectors; with a null buffer it only counts.
+template <class A>
+struct Carver {
+  A* at;
+  int64_t used = 0;
+  A* take(int64_t n) {
+    A* const from = at ? at + used : nullptr;
+    used += padded<A>(n);
+    return from;
+  }
+};
+
+template <class A>
+const A* in(const void* p) {
+  return static_cast<const A*>(p);
+}
+template <class A>
+A* out(void* p) {
+  return static_cast<A*>(p);
+}
+
+// Rows of `cells` entries, padded on the one side.
+template <class A>
+void pad_rows(const void* from, int64_t b, int64_t rows, int64_t n, A* to) {
+  const int64_t wide = padded<A>(n);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (from)
+      copy(to + i * wide, in<A>(from) + (b * rows + i) * n, n);
+    else
+      clear(to + i * wide, n);
+    clear(to + i * wide + n, wide - n);
+  }
+}
+template <class A>
+void unpad_rows(const A* from, int64_t b, int64_t rows, int64_t n, void* to) {
+  for (int64_t i = 0; i < rows; ++i) copy(out<A>(to) + (b * rows + i) * n, from + i * padded<A>(n), n);
+}
+
+// Of sample b: [cells][width] on the one side, [width][cells, padded] on the other. Null: zeros.
+template <class A>
+void import_memory(const void* from, int64_t b, int64_t cells, int64_t width, A* to) {
+  const int64_t n = padded<A>(cells);
+  clear(to, width * n);
+  if (!from) return;
+  const A* const memory = in<A>(from) + b * cells * width;
+  for (int64_t i = 0; i < cells; ++i)
+    for (int64_t w = 0; w < width; ++w) to[w * n + i] = memory[i * width + w];
+}
+template <class A>
+void export_memory(const A* from, int64_t b, int64_t cells, int64_t width, void* to) {
+  const int64_t n = padded<A>(cells);
+  A* const memory = out<A>(to) + b * cells * width;
+  for (int64_t i = 0; i < cells; ++i)
+    for (int64_t w = 0; w < width; ++w) memory[i * width + w] = from[w * n + i];
+}
+
+}  // namespace
+}  // namespace sysgen::SYSGEN_ISA
