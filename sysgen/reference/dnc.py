@@ -97,22 +97,23 @@ def memory_read(memory, read_weights):
     return read_weights @ memory
 
 
-def ntm_address(memory, key, strength, gate, shift, sharpness, previous):
+def ntm_address(memory, key, strength, gate, shift, sharpness, previous, eps=1e-6):
     """Addressing of the Neural Turing Machine (Graves et al. 2014, Eq. 5 to 9): content, interpolation with the weights
     of the last step, circular shift, sharpening.
 
     memory [B, N, W], key [B, R, W], strength, gate and sharpness [B, R], previous [B, R, N], shift [B, R, 2 S + 1],
-    whose entry k moves the focus by S − k cells -> [B, R, N]. Weights that are all 0 stay 0.
+    whose entry k moves the focus by S − k cells -> [B, R, N]. Weights that are all 0 stay 0; so do those that rounding
+    made negative. ``eps`` is that of :func:`content_address`: without it (the paper has none) the gradient at a cell
+    that was erased has no bound.
     """
-    content = content_address(memory, key, strength, eps=torch.finfo(memory.dtype).tiny)
+    content = content_address(memory, key, strength, eps=eps)
     interpolated = gate[..., None] * content + (1 - gate[..., None]) * previous
     reach = shift.shape[2] // 2
     shifted = sum(interpolated.roll(reach - k, 2) * shift[..., k : k + 1] for k in range(shift.shape[2]))
-    positive = shifted > 0
-    exponent = sharpness[..., None] * torch.where(positive, torch.where(positive, shifted, 1).log(), 0)
-    exponent = exponent.masked_fill(~positive, float("-inf"))
-    some = positive.any(2, keepdim=True)
-    return torch.where(some, F.softmax(torch.where(some, exponent, 0), 2), 0)
+    absent = shifted <= 0  # a NaN is not, so that it shows
+    exponent = (sharpness[..., None] * torch.where(absent, 1, shifted).log()).masked_fill(absent, float("-inf"))
+    nothing = absent.all(2, keepdim=True)
+    return torch.where(nothing, 0, F.softmax(torch.where(nothing, 0, exponent), 2))
 
 
 def dnc_step(x, state, weights, masked, dealloc, sharpen, detach_write, mask_min, clip, eps):
