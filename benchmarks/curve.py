@@ -39,10 +39,23 @@ class Curve:
         self.benchmark, self.device, self.records = benchmark, device, records
 
     def __call__(
-        self, series, *, figure, x_name, x, expected=None, tolerance=(0.0, 0.0), sizes=None, notes=None, **labels
+        self,
+        series,
+        *,
+        figure,
+        x_name,
+        x,
+        expected=None,
+        tolerance=(0.0, 0.0),
+        sizes=None,
+        notes=None,
+        floor=None,
+        budget=BUDGET,
+        **labels,
     ):
         """series: name -> :class:`Series`, or the reason why it cannot run. ``expected``: what they must return, with
-        the allowed errors of the first tensor (the output) and of the others (gradients)."""
+        the allowed errors of the first tensor (the output) and of the others (gradients). ``floor``: seconds below
+        which the first series cannot be. ``budget``: seconds of rounds."""
         runnable = {name: s for name, s in series.items() if isinstance(s, Series)}
         first, *others = runnable
         seconds, peaks = {}, {}
@@ -52,7 +65,7 @@ class Curve:
                 _check(name, result, expected, tolerance)
             del result
         del expected
-        samples = self._rounds(runnable, first, others, seconds)
+        samples = self._rounds(runnable, first, others, seconds, budget)
         if self.benchmark.disabled:
             return
         point = {"figure": figure, "x_name": x_name, "x": x, **labels, **(sizes or {}), "load": load_average()}
@@ -63,7 +76,10 @@ class Curve:
             else:
                 record["skipped"] = s
             self.records.append(record)
-        self.records[-len(series)].update(notes or {})
+        ours = self.records[-len(series)]
+        ours.update(notes or {})
+        if floor is not None:
+            ours.update(floor=floor, over_floor=ours["seconds"] / floor)
         self._report(point, self.records[-len(series) :])
 
     def calls(self, run, **point):
@@ -82,7 +98,7 @@ class Curve:
         self.benchmark.extra_info.update(point, **environment(self.device))
         self.benchmark.extra_info["series"] = {r["series"]: r for r in records}
 
-    def _rounds(self, runnable, first, others, seconds):
+    def _rounds(self, runnable, first, others, seconds, budget):
         samples = {name: [] for name in runnable}
 
         def time_others():
@@ -94,7 +110,7 @@ class Curve:
                     mine.append(timed(runnable[name].run)[0])
             others.append(others.pop(0))  # no series always follows the same one
 
-        rounds = round(BUDGET / sum(min(s, SHARE / MIN_ROUNDS) for s in seconds.values()))
+        rounds = round(budget / sum(min(s, SHARE / MIN_ROUNDS) for s in seconds.values()))
         rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
         run = runnable[first].run
         if self.benchmark.disabled:

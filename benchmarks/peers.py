@@ -1,8 +1,9 @@
 """Other ways to compute a mixture of experts, as a competent PyTorch user would write them.
 
 Every peer has two functions: ``<peer>_cvmm(x, experts, w)``, the selected products x[t]·w[experts[t, j]] as
-[T, k, h], and ``<peer>_ffn(x, experts, gate, w_up, w_down)``, the two-layer network Σ_j gate·relu(x·w_up)·w_down as
-[T, d_out]. x [T, d]; experts [T, k]; gate [T, k]; w [E, d, h]. All are differentiable.
+[T, k, h], and ``<peer>_ffn(x, experts, gate, w_up, w_down, activation=relu)``, the two-layer network
+Σ_j gate·activation(x·w_up)·w_down as [T, d_out]. x [T, d]; experts [T, k]; gate [T, k]; w [E, d, h]. All are
+differentiable.
 """
 
 from typing import Callable, NamedTuple
@@ -35,12 +36,12 @@ def loop_cvmm(x, experts, w):
     return y
 
 
-def loop_ffn(x, experts, gate, w_up, w_down):
+def loop_ffn(x, experts, gate, w_up, w_down, activation=F.relu):
     y = x.new_zeros(len(x), w_down.shape[2])
     for e, (up, down) in enumerate(zip(w_up.unbind(), w_down.unbind())):
         token, slot = (experts == e).nonzero(as_tuple=True)
         if len(token):
-            hidden = F.relu(x.index_select(0, token) @ up)
+            hidden = activation(x.index_select(0, token) @ up)
             y = y.index_add_(0, token, (hidden @ down) * gate[token, slot].unsqueeze(1))
     return y
 
@@ -72,9 +73,9 @@ def sorted_loop_cvmm(x, experts, w):
     return _blocks(rows, counts, w).index_select(0, place).view(*experts.shape, w.shape[2])
 
 
-def sorted_loop_ffn(x, experts, gate, w_up, w_down):
+def sorted_loop_ffn(x, experts, gate, w_up, w_down, activation=F.relu):
     rows, place, counts = _sorted_routes(x, experts, len(w_up))
-    return _combine(_blocks(F.relu(_blocks(rows, counts, w_up)), counts, w_down), place, gate)
+    return _combine(_blocks(activation(_blocks(rows, counts, w_up)), counts, w_down), place, gate)
 
 
 # The same with one call for all blocks.
@@ -88,10 +89,10 @@ def grouped_mm_cvmm(x, experts, w):
     return grouped_mm(rows, w, offs=offsets).index_select(0, place).view(*experts.shape, w.shape[2])
 
 
-def grouped_mm_ffn(x, experts, gate, w_up, w_down):
+def grouped_mm_ffn(x, experts, gate, w_up, w_down, activation=F.relu):
     rows, place, counts = _sorted_routes(x, experts, len(w_up))
     offsets = counts.cumsum(0, dtype=torch.int32)
-    hidden = F.relu(grouped_mm(rows, w_up, offs=offsets))
+    hidden = activation(grouped_mm(rows, w_up, offs=offsets))
     return _combine(grouped_mm(hidden, w_down, offs=offsets), place, gate)
 
 
@@ -115,8 +116,8 @@ def numba_cvmm(x, experts, w):
     return numba_peer.cvmm(x, experts, w)
 
 
-def numba_ffn(x, experts, gate, w_up, w_down):
-    hidden = F.relu(numba_peer.cvmm(x, experts, w_up))
+def numba_ffn(x, experts, gate, w_up, w_down, activation=F.relu):
+    hidden = activation(numba_peer.cvmm(x, experts, w_up))
     y = numba_peer.cvmm(hidden.flatten(0, 1), experts.view(-1, 1), w_down)
     return (gate.unsqueeze(1) @ y.view(*experts.shape, -1)).squeeze(1)
 
@@ -142,9 +143,9 @@ def scattermoe_cvmm(x, experts, w):
     return y.view(*experts.shape, w.shape[2])
 
 
-def scattermoe_ffn(x, experts, gate, w_up, w_down):
+def scattermoe_ffn(x, experts, gate, w_up, w_down, activation=F.relu):
     plan = flatten_sort_count(experts, len(w_up))
-    hidden = F.relu(parallel_linear(x, w_up, experts.shape[1], *plan, grouped_out=True))
+    hidden = activation(parallel_linear(x, w_up, experts.shape[1], *plan, grouped_out=True))
     return parallel_linear(hidden, w_down, 1, *plan, gates=gate, grouped_in=True)
 
 

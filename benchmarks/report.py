@@ -9,7 +9,7 @@ import json
 from typing import NamedTuple
 
 MEASURED = {"seconds", "fastest", "rounds", "ratio", "gflops", "gb_s", "peak_bytes", "load", "skipped", "run"}
-MEASURED |= {"error_over_bound", "released_error"}
+MEASURED |= {"error_over_bound", "released_error", "floor", "over_floor"}
 
 
 class Table(NamedTuple):
@@ -100,14 +100,15 @@ def _table(points):
         return Table(title, [one["x_name"], "median µs", "fastest µs"], rows, [])
     names = list(dict.fromkeys(r["series"] for r in records))
     others = [n for n in names[1:] if any("seconds" in p.get(n, {}) for p in points.values())]
-    header = [one["x_name"], "sysgen ms", "MB", "GFLOP/s", "GB/s", *others]
-    rows = [[str(x), *_row(p, others)] for x, p in points.items()]
+    floor = any("floor" in p["sysgen"] for p in points.values())
+    header = [one["x_name"], "sysgen ms", "MB", "GFLOP/s", "GB/s", *["floor ms", "× floor"] * floor, *others]
+    rows = [[str(x), *_row(p, others, floor)] for x, p in points.items()]
     reasons = {(r["series"], r["skipped"]) for r in records if "skipped" in r}
     skipped = [f"{name} skipped: {reason}." for name, reason in sorted(reasons)]
     return Table(title, header, rows, [" ".join(["Others: time / memory relative to sysgen.", *skipped])])
 
 
-def _row(series, others):
+def _row(series, others, floor):
     ours = series["sysgen"]
     cells = [
         f"{ours['seconds'] * 1e3:.3g}",
@@ -115,6 +116,8 @@ def _row(series, others):
         f"{ours['gflops']:.3g}",
         f"{ours['gb_s']:.3g}",
     ]
+    if floor:
+        cells += [f"{ours['floor'] * 1e3:.3g}", f"{ours['over_floor']:.2f}"]
     for name in others:
         r = series.get(name, {})
         if "seconds" not in r:
