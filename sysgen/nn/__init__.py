@@ -3,6 +3,7 @@
 from .act import ACTEncoder
 from .classifier import SequenceClassifier
 from .dnc import DNC
+from .dnc_cell import DNCCell
 from .dnc_classifier import DNCClassifier
 from .embedding import EmbeddingScaling
 from .encoders import SharedEncoder, StackedEncoder
@@ -21,6 +22,7 @@ from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 __all__ = [
     "DNC",
     "ACTEncoder",
+    "DNCCell",
     "DNCClassifier",
     "EmbeddingScaling",
     "GeometricMultiheadAttention",

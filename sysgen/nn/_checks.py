@@ -1,5 +1,7 @@
 """Checks of constructor arguments."""
 
+import math
+
 
 def positive_int(layer, **values):
     for name, value in values.items():
@@ -21,3 +23,11 @@ def one_of(layer, known, **values):
     for name, value in values.items():
         if value not in known:
             raise ValueError(f"{layer}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def positive(layer, **values):
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{layer}: {name} must be a number, got {value!r}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{layer}: {name} must be positive and finite, got {value}")

@@ -1,16 +1,15 @@
 """The Differentiable Neural Computer as a layer."""
 
-import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ..ops import DNCState, dnc_sequence
-from ..ops._dnc_ops import interface_size
-from . import _checks
+from ..ops._dnc_checks import check_lengths
+from ..reference.dnc import unroll
+from ._dnc import DNCBase
 from ._recurrent import run_sequence
-from .dnc_trace import trace
+from .dnc_trace import Trace
 
 
 class DNCOutput(NamedTuple):
@@ -21,12 +20,13 @@ class DNCOutput(NamedTuple):
     trace: dict
 
 
-class DNC(nn.Module):
-    """Differentiable Neural Computer (Graves et al. 2016) with an LSTM controller, masked content addressing,
-    de-allocation of freed cells and sharpened temporal links (Csordás 2023, chapter 2 and App. A).
+class DNC(DNCBase):
+    """Differentiable Neural Computer (Graves et al. 2016) with masked content addressing, de-allocation of freed cells
+    and sharpened temporal links (Csordás 2023, chapter 2 and App. A).
 
-    ``DNC(…, masked=False, dealloc=False, sharpen=False)`` is the original model. The whole sequence is one operation,
-    :func:`sysgen.ops.dnc_sequence`; state, memory and links are float32 (float64 for float64) whatever the input is.
+    ``DNC(…, masked=False, dealloc=False, sharpen=False)`` is the original model, :meth:`variant` knows all by name. The
+    whole sequence is one operation, :func:`sysgen.ops.dnc_sequence`; state, memory and links are float32 (float64 for
+    float64) whatever the input is.
 
     Args:
         input_size, output_size, hidden_size: widths of input, output and controller.
@@ -36,8 +36,18 @@ class DNC(nn.Module):
         mask_min: smallest value of a mask (released: 0, and .1 for associative recall).
         mask_bias: first value of the masks' biases, before the sigmoid (released: 0).
         clip: bound of the interface's absolute values.
+        controller: None: an LSTM, inside the one operation. Or a module, which is stepped in Python, several times
+            slower. With x [B, input_size + R · W] (input and last reads), hidden [B, hidden_size] it is called as
+
+            - ``nn.LSTMCell``: (x, (hidden, cell)) -> (hidden, cell);
+            - ``nn.GRUCell``, ``nn.RNNCell``: (x, hidden) -> hidden;
+            - any other with an attribute ``state_size`` of S > 0: (x, state [B, S]) -> (hidden, state [B, S]);
+            - any other: (x) -> hidden, such as an MLP.
+
+            hidden and cell or state travel in the :class:`~sysgen.ops.DNCState`, as ``hidden`` and ``cell`` (a width of
+            0 where there is none), and start as zeros. The module keeps its parameters, device and dtype.
         batch_first: input and output are [B, T, ·] instead of [T, B, ·]. The state has the batch first in any case.
-        checkpoint_every: see :func:`sysgen.ops.dnc_sequence`.
+        checkpoint_every: see :func:`sysgen.ops.dnc_sequence`; without effect if ``controller`` is a module.
 
     Shapes: input [T, B, input_size], [T, input_size] unbatched, or a ``PackedSequence``; output likewise.
     """
@@ -57,58 +67,30 @@ class DNC(nn.Module):
         mask_min=0.1,
         mask_bias=1.0,
         clip=20.0,
+        controller=None,
         batch_first=False,
         checkpoint_every=None,
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        sizes = {"input_size": input_size, "output_size": output_size, "hidden_size": hidden_size}
-        sizes |= {"num_cells": num_cells, "word_size": word_size, "num_reads": num_reads}
-        _checks.positive_int("DNC", **sizes)
-        for name, value in sizes.items():
-            setattr(self, name, value)
-        self.masked, self.dealloc, self.sharpen = masked, dealloc, sharpen
-        self.mask_min, self.mask_bias, self.clip = mask_min, mask_bias, clip
+        super().__init__(
+            input_size,
+            output_size,
+            hidden_size,
+            num_cells,
+            word_size,
+            num_reads,
+            masked=masked,
+            dealloc=dealloc,
+            sharpen=sharpen,
+            mask_min=mask_min,
+            mask_bias=mask_bias,
+            clip=clip,
+            controller=controller,
+            device=device,
+            dtype=dtype,
+        )
         self.batch_first, self.checkpoint_every = batch_first, checkpoint_every
-        kwargs = {"device": device, "dtype": dtype}
-        words = num_reads * word_size
-        self.weight_input = nn.Parameter(torch.empty(4 * hidden_size, input_size, **kwargs))
-        self.weight_hidden = nn.Parameter(torch.empty(4 * hidden_size, hidden_size, **kwargs))
-        self.weight_reads = nn.Parameter(torch.empty(4 * hidden_size, words, **kwargs))
-        self.bias = nn.Parameter(torch.empty(4 * hidden_size, **kwargs))
-        self.interface = nn.Linear(hidden_size, interface_size(num_reads, word_size, masked, sharpen), **kwargs)
-        self.output = nn.Linear(hidden_size, output_size, **kwargs)
-        self.read_output = nn.Linear(words, output_size, bias=False, **kwargs)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self):
-        """As released: Xavier, the controller's rows of the cell × 5/3; biases 0, forget gate 1, ``mask_bias``."""
-        h, w, r = self.hidden_size, self.word_size, self.num_reads
-        bound = math.sqrt(6 / (h + self.input_size + h + r * w))
-        for weight in (self.weight_input, self.weight_hidden, self.weight_reads):
-            nn.init.uniform_(weight, -bound, bound)
-            weight[2 * h : 3 * h] *= 5 / 3
-        nn.init.zeros_(self.bias)
-        nn.init.ones_(self.bias[h : 2 * h])
-        for linear in (self.interface, self.output, self.read_output):
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-        if self.masked:
-            after_write = 4 * w + r + 3  # write mask, write key, erase, value, free gates, strength, two gates
-            self.interface.bias[:w] = self.mask_bias
-            self.interface.bias[after_write : after_write + r * w] = self.mask_bias
-
-    def initial_state(self, batch, num_cells=None, device=None, dtype=None):
-        """The :class:`~sysgen.ops.DNCState` before the first step, with ``num_cells`` cells if given."""
-        w = self.weight_input
-        dtype = dtype or (torch.float64 if w.dtype == torch.float64 else torch.float32)
-        num_cells = self.num_cells if num_cells is None else num_cells
-        _checks.positive_int("DNC.initial_state", num_cells=num_cells)
-        sizes = batch, self.hidden_size, num_cells, self.word_size, self.num_reads
-        return DNCState.zeros(*sizes, device=device or w.device, dtype=dtype)
 
     def forward(self, input, state=None, lengths=None, return_trace=False):
         """
@@ -117,25 +99,40 @@ class DNC(nn.Module):
             state: :class:`~sysgen.ops.DNCState`, or None for an empty memory.
             lengths: [B] int64 or None: a sample ends after its first steps: its outputs are 0 then, its state stays.
             return_trace: return a :class:`DNCOutput` with every distribution, gate and mask of every step, for looking
-                at (slow, without gradients).
+                at and for :func:`sysgen.analysis.plot_memory_trace` (slow, without gradients); names and shapes:
+                :class:`sysgen.nn.dnc_trace.Trace`.
 
         Returns:
             (output, state), or a :class:`DNCOutput`.
         """
-        options = {"masked": self.masked, "dealloc": self.dealloc, "sharpen": self.sharpen}
-        options |= {"mask_min": self.mask_min, "clip": self.clip, "checkpoint_every": self.checkpoint_every}
-        weights = self.weight_input, self.weight_hidden, self.weight_reads, self.bias
-        weights += self.interface.weight, self.interface.bias
 
         def run(x, state, lengths):
-            hidden, reads, last = dnc_sequence(x, state, *weights, lengths=lengths, **options)
-            y = self.output(hidden) + self.read_output(reads.flatten(2))
-            return y, last, trace(x, state, weights, **options) if return_trace else None
+            trace = Trace() if return_trace else None
+            hidden, reads, last = self._sequence(x, state, lengths, trace)
+            return self._output(hidden, reads, x.dtype), last, trace
 
-        output = run_sequence(self, DNCState, input, state, lengths, run)
-        return DNCOutput(*output) if return_trace else output[:2]
+        y, last, trace = run_sequence(self, DNCState, input, state, lengths, run)
+        return DNCOutput(y, last, trace.stacked()) if return_trace else (y, last)
+
+    def _sequence(self, x, state, lengths, trace):
+        def step(x, state):
+            state, computed = self._step(x, state)
+            if trace is not None:
+                trace.add(state, computed)
+            return state
+
+        if self.controller is not None:
+            self._check_state(x, state)
+            check_lengths("DNC", lengths, x)
+            return unroll(step, x, state, lengths)
+        options = {"masked": self.masked, "dealloc": self.dealloc, "sharpen": self.sharpen}
+        options |= {"mask_min": self.mask_min, "clip": self.clip, "checkpoint_every": self.checkpoint_every}
+        weights = *self._controller_weights(), self.interface.weight, self.interface.bias
+        result = dnc_sequence(x, state, *weights, lengths=lengths, **options)
+        if trace is not None:  # the operation tells nothing of its steps: repeat them
+            with torch.no_grad():
+                unroll(step, x, state, None)
+        return result
 
     def extra_repr(self):
-        sizes = "input_size", "output_size", "hidden_size", "num_cells", "word_size", "num_reads"
-        flags = "masked", "dealloc", "sharpen", "mask_min", "clip", "batch_first"
-        return ", ".join(f"{name}={getattr(self, name)}" for name in sizes + flags)
+        return f"{super().extra_repr()}, batch_first={self.batch_first}"

@@ -2,15 +2,11 @@
 
 import torch
 
-from ..ops._dnc_ops import STATE, without_autocast
-from ..reference.dnc import dnc_step
-
-TRACED = ("usage", "precedence", "write_weights", "read_weights", "memory")
+OF_STATE = ("usage", "precedence", "write_weights", "read_weights", "memory")
 
 
-@torch.no_grad()
-def trace(input, state, weights, *, masked, dealloc, sharpen, mask_min, clip, checkpoint_every=None):
-    """Repeats the steps by the formulas of the reference: name -> [T, B, ...]; the links, N² a step, are left out.
+class Trace:
+    """Collects what the steps computed, without gradients: name -> [T, B, ...]; the links, N² a step, are left out.
 
     - Of the state after each step: usage, precedence, write_weights [T, B, N], read_weights [T, B, R, N], memory
       [T, B, N, W].
@@ -19,17 +15,17 @@ def trace(input, state, weights, *, masked, dealloc, sharpen, mask_min, clip, ch
       free_gates, read_strength, sharp_forward, sharp_backward [T, B, R]; write_key, write_mask, erase, value [T, B, W];
       read_key, read_mask [T, B, R, W]. Those that the variant lacks are missing.
 
-    Rows after the end of a sample mean nothing.
+    Rows after the end of a sample mean nothing. Without a step there is nothing.
     """
-    seen = {}
-    dtype = state[0].dtype
-    weights = [w.to(dtype) for w in weights]
-    for x in input.to(dtype):
-        with without_autocast(x.device):
-            state, computed = dnc_step(x, state, weights, masked, dealloc, sharpen, True, mask_min, clip, 1e-6)
-        after = dict(zip(STATE, state))
-        computed.update((name, after[name]) for name in TRACED)
+
+    def __init__(self):
+        self.steps = {}
+
+    def add(self, state, computed):
+        computed = {**computed, **{name: getattr(state, name) for name in OF_STATE}}
         for name, t in computed.items():
             if t is not None:
-                seen.setdefault(name, []).append(t)
-    return {name: torch.stack(steps) for name, steps in seen.items()}
+                self.steps.setdefault(name, []).append(t.detach())
+
+    def stacked(self):
+        return {name: torch.stack(steps) for name, steps in self.steps.items()}

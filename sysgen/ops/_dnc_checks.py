@@ -15,14 +15,7 @@ def check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_ev
     check_tensor(OP, "input", input)
     if input.dim() != 3:
         raise ValueError(f"{OP}: input must have 3 dimensions [T, B, X], got shape {list(input.shape)}")
-    _check_state(input, state)
-    dtype, device = state[0].dtype, input.device
-    half = dtype == torch.float32 and input.dtype in (torch.bfloat16, torch.float16)
-    if input.dtype != dtype and not half:
-        raise TypeError(
-            f"{OP}: input must have the state's dtype {name(dtype)}"
-            f"{' or be bfloat16 or float16' if dtype == torch.float32 else ''}, got {name(input.dtype)}"
-        )
+    dtype, device = check_state(OP, state, input), input.device
     for flag, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{OP}: {flag} must be a bool, got {type(value).__name__}")
@@ -45,48 +38,60 @@ def check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_ev
             raise ValueError(f"{OP}: {argument} must have shape {list(shape)}, got {list(t.shape)}")
         if t.device != device:
             raise ValueError(f"{OP}: {argument} is on {t.device}, input on {device}")
-    _check_lengths(lengths, input)
+    check_lengths(OP, lengths, input)
     _check_numbers(numbers, checkpoint_every)
 
 
-def _check_state(input, state):
+def check_state(op, state, input, sizes=None):
+    """Raises unless ``state`` is one for input [..., B, X]; returns its dtype.
+
+    ``sizes``: the widths (H, of the cell, W, R) that it must have; None: those of its own hidden, memory and reads.
+    """
     if not isinstance(state, tuple) or len(state) != len(STATE):
-        raise TypeError(f"{OP}: state must be a DNCState of {len(STATE)} tensors, got {type(state).__name__}")
+        raise TypeError(f"{op}: state must be a DNCState of {len(STATE)} tensors, got {type(state).__name__}")
     for field, t in zip(STATE, state):
-        check_tensor(OP, f"state.{field}", t)
+        check_tensor(op, f"state.{field}", t)
     dtype = state[0].dtype
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{OP}: state must be float32 or float64, whatever the input is, got {name(dtype)}")
+        raise TypeError(f"{op}: state must be float32 or float64, whatever the input is, got {name(dtype)}")
     hidden, memory, reads = state[0], state[2], state[8]
     for field, t, rank in (("hidden", hidden, 2), ("memory", memory, 3), ("reads", reads, 3)):
         if t.dim() != rank:
-            raise ValueError(f"{OP}: state.{field} must have {rank} dimensions, got shape {list(t.shape)}")
-    b, h, n, w, r = input.shape[1], hidden.shape[1], memory.shape[1], memory.shape[2], reads.shape[1]
-    shapes = (b, h), (b, h), (b, n, w), (b, n), (b, n, n), (b, n), (b, n), (b, r, n), (b, r, w)
+            raise ValueError(f"{op}: state.{field} must have {rank} dimensions, got shape {list(t.shape)}")
+    b, n = input.shape[-2], memory.shape[1]
+    h, c, w, r = sizes or (hidden.shape[1], hidden.shape[1], memory.shape[2], reads.shape[1])
+    shapes = (b, h), (b, c), (b, n, w), (b, n), (b, n, n), (b, n), (b, n), (b, r, n), (b, r, w)
     for field, t, shape in zip(STATE, state, shapes):
         if t.dtype != dtype:
-            raise TypeError(f"{OP}: state.{field} must be {name(dtype)} as state.hidden, got {name(t.dtype)}")
+            raise TypeError(f"{op}: state.{field} must be {name(dtype)} as state.hidden, got {name(t.dtype)}")
         if t.shape != shape:
-            raise ValueError(f"{OP}: state.{field} must have shape {list(shape)}, got {list(t.shape)}")
+            raise ValueError(f"{op}: state.{field} must have shape {list(shape)}, got {list(t.shape)}")
         if t.device != input.device:
-            raise ValueError(f"{OP}: state.{field} is on {t.device}, input on {input.device}")
+            raise ValueError(f"{op}: state.{field} is on {t.device}, input on {input.device}")
+    half = dtype == torch.float32 and input.dtype in (torch.bfloat16, torch.float16)
+    if input.dtype != dtype and not half:
+        raise TypeError(
+            f"{op}: input must have the state's dtype {name(dtype)}"
+            f"{' or be bfloat16 or float16' if dtype == torch.float32 else ''}, got {name(input.dtype)}"
+        )
+    return dtype
 
 
-def _check_lengths(lengths, input):
+def check_lengths(op, lengths, input):
     if lengths is None:
         return
-    check_tensor(OP, "lengths", lengths)
+    check_tensor(op, "lengths", lengths)
     if lengths.dtype != torch.int64:
-        raise TypeError(f"{OP}: lengths must be int64, got {name(lengths.dtype)}")
+        raise TypeError(f"{op}: lengths must be int64, got {name(lengths.dtype)}")
     steps, b = input.shape[:2]
     if lengths.shape != (b,):
-        raise ValueError(f"{OP}: lengths must have shape {[b]}, got {list(lengths.shape)}")
+        raise ValueError(f"{op}: lengths must have shape {[b]}, got {list(lengths.shape)}")
     if lengths.device != input.device:
-        raise ValueError(f"{OP}: lengths is on {lengths.device}, input on {input.device}")
+        raise ValueError(f"{op}: lengths is on {lengths.device}, input on {input.device}")
     readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
     readable = readable and not isinstance(lengths, torch._subclasses.FakeTensor)
     if readable and b and not (lengths.min() >= 0 and lengths.max() <= steps):
-        raise ValueError(f"{OP}: lengths must lie in [0, {steps}], got {int(lengths.min())} to {int(lengths.max())}")
+        raise ValueError(f"{op}: lengths must lie in [0, {steps}], got {int(lengths.min())} to {int(lengths.max())}")
 
 
 def _check_numbers(numbers, checkpoint_every):

@@ -5,6 +5,8 @@ Turing Machine's addressing.
 B batch, N cells, W width of a cell, R read heads. One write head.
 """
 
+import sys
+
 import torch
 import torch.nn.functional as F
 
@@ -116,70 +118,93 @@ def ntm_address(memory, key, strength, gate, shift, sharpness, previous, eps=1e-
     return torch.where(nothing, 0, F.softmax(torch.where(nothing, 0, exponent), 2))
 
 
-def dnc_step(x, state, weights, masked, dealloc, sharpen, detach_write, mask_min, clip, eps):
-    """One step of :func:`dnc_sequence`: x [B, X] -> (the nine tensors of the new state, all else that was computed)."""
-    weight_input, weight_hidden, weight_reads, bias, weight_interface, bias_interface = weights
-    hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads = state
-    b, r, w = reads.shape
+def oneplus(x):
+    return 1 + F.softplus(x)
 
-    def oneplus(x):
-        return 1 + F.softplus(x)
 
-    def mask(x, *shape):
-        return (x.sigmoid() * (1 - mask_min) + mask_min).view(*shape)
-
+def lstm_step(x, hidden, cell, reads, weight_input, weight_hidden, weight_reads, bias):
+    """The controller: x [B, X], hidden and cell [B, H], reads [B, R, W] -> (hidden, cell)."""
     gates = F.linear(x, weight_input, bias) + F.linear(hidden, weight_hidden)
     i, f, g, o = (gates + F.linear(reads.flatten(1), weight_reads)).chunk(4, 1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    hidden = o.sigmoid() * cell.tanh()
+    return o.sigmoid() * cell.tanh(), cell
 
-    parts = F.linear(hidden, weight_interface, bias_interface).clamp(-clip, clip)
-    sizes = [w, w, w, r, 1, 1, 1, r * w, r, 3 * r]
-    sizes[:0] = [w] * masked
-    sizes[7 + masked : 7 + masked] = [r * w] * masked
-    parts = iter(parts.split(sizes + [r, r] * sharpen, 1))
-    write_mask = mask(next(parts), b, 1, w) if masked else None
-    write_key, erase, value, free = next(parts), next(parts).sigmoid(), next(parts), next(parts).sigmoid()
-    write_strength, allocation_gate, write_gate = oneplus(next(parts)), next(parts).sigmoid(), next(parts).sigmoid()
-    read_mask = mask(next(parts), b, r, w) if masked else None
-    read_key, read_strength = next(parts).view(b, r, w), oneplus(next(parts))
-    mode = next(parts).view(b, r, 3).softmax(2)
-    sharp = [oneplus(next(parts)), oneplus(next(parts))] if sharpen else [None, None]
 
-    write_content = content_address(memory, write_key[:, None], write_strength, write_mask, eps)[:, 0]
-    kept = retention(read_weights, free)
-    usage = usage_update(usage, write_weights, kept, detach_write)
-    allocated = allocation(usage, eps)
-    write_weights = write_gate * (allocation_gate * allocated + (1 - allocation_gate) * write_content)
-    memory = memory_write(memory, write_weights, erase, value, kept if dealloc else None)
-    link, precedence = link_update(link, precedence, write_weights)
-    forward, backward = link_read(link, read_weights, *sharp, eps)
-    read_content = content_address(memory, read_key, read_strength, read_mask, eps)
+def controls(interface, num_reads, word_size, masked, sharpen, mask_min, clip):
+    """What the interface vector [B, I] tells the memory, by name; entries that a variant lacks are None (Eq. A.1)."""
+    b, r, w = len(interface), num_reads, word_size
+    sizes = {"write_mask": w * masked, "write_key": w, "erase": w, "value": w, "free_gates": r, "write_strength": 1}
+    sizes |= {"allocation_gate": 1, "write_gate": 1}
+    sizes |= {"read_mask": r * w * masked, "read_key": r * w, "read_strength": r, "read_mode": 3 * r}
+    sizes |= {"sharp_forward": r * sharpen, "sharp_backward": r * sharpen}
+    parts = dict(zip(sizes, interface.clamp(-clip, clip).split(list(sizes.values()), 1)))
+    for name in ("erase", "free_gates", "allocation_gate", "write_gate"):
+        parts[name] = parts[name].sigmoid()
+    for name in ("write_strength", "read_strength", "sharp_forward", "sharp_backward"):
+        parts[name] = oneplus(parts[name])
+    for name in ("write_mask", "read_mask"):
+        parts[name] = parts[name].sigmoid() * (1 - mask_min) + mask_min
+    parts["read_mode"] = parts["read_mode"].view(b, r, 3).softmax(2)
+    parts["read_key"] = parts["read_key"].view(b, r, w)
+    for name in ("write_strength", "allocation_gate", "write_gate"):
+        parts[name] = parts[name][:, 0]
+    parts["read_mask"] = parts["read_mask"].view(b, r, w) if masked else None
+    parts["write_mask"] = parts["write_mask"] if masked else None
+    if not sharpen:
+        parts["sharp_forward"] = parts["sharp_backward"] = None
+    return parts
+
+
+def memory_step(control, memory, usage, link, precedence, write_weights, read_weights, dealloc, detach_write, eps, ops):
+    """One write and one read of the memory (Eq. A.5 to A.12), made of the operations that ``ops`` has.
+
+    control: of :func:`controls` -> (memory, usage, link, precedence, write_weights, read_weights, reads, what else was
+    computed, by name).
+    """
+    mask = control["write_mask"]
+    mask = None if mask is None else mask[:, None]
+    key, strength = control["write_key"][:, None], control["write_strength"][:, None]
+    write_content = ops.content_address(memory, key, strength, mask, eps)[:, 0]
+    retention = ops.retention(read_weights, control["free_gates"])
+    usage = ops.usage_update(usage, write_weights, retention, detach_write)
+    allocation = ops.allocation(usage, eps)
+    write_gate, allocation_gate = control["write_gate"][:, None], control["allocation_gate"][:, None]
+    write_weights = write_gate * (allocation_gate * allocation + (1 - allocation_gate) * write_content)
+    erase, value = control["erase"], control["value"]
+    memory = ops.memory_write(memory, write_weights, erase, value, retention if dealloc else None)
+    link, precedence = ops.link_update(link, precedence, write_weights)
+    sharp = control["sharp_forward"], control["sharp_backward"]
+    forward, backward = ops.link_read(link, read_weights, *sharp, eps)
+    read_key, strength, mask = control["read_key"], control["read_strength"], control["read_mask"]
+    read_content = ops.content_address(memory, read_key, strength, mask, eps)
+    mode = control["read_mode"]
     read_weights = mode[..., :1] * backward + mode[..., 1:2] * read_content + mode[..., 2:] * forward
-    reads = memory_read(memory, read_weights)
-    computed = {
-        "write_mask": None if write_mask is None else write_mask[:, 0],
-        "write_key": write_key,
-        "write_strength": write_strength[:, 0],
-        "write_content": write_content,
-        "erase": erase,
-        "value": value,
-        "free_gates": free,
-        "retention": kept,
-        "allocation": allocated,
-        "allocation_gate": allocation_gate[:, 0],
-        "write_gate": write_gate[:, 0],
-        "read_mask": read_mask,
-        "read_key": read_key,
-        "read_strength": read_strength,
-        "read_content": read_content,
-        "read_mode": mode,
-        "forward": forward,
-        "backward": backward,
-        "sharp_forward": sharp[0],
-        "sharp_backward": sharp[1],
-    }
-    return (hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads), computed
+    reads = ops.memory_read(memory, read_weights)
+    computed = {"write_content": write_content, "retention": retention, "allocation": allocation}
+    computed |= {"read_content": read_content, "forward": forward, "backward": backward}
+    return memory, usage, link, precedence, write_weights, read_weights, reads, computed
+
+
+def unroll(step, input, state, lengths):
+    """``step(x [B, X], state) -> state`` over input [T, B, X]: (hidden [T, B, H], reads [T, B, R, W], last state).
+
+    After the ``lengths`` [B] of the samples, if given, a state stays as it is and hidden and reads are 0.
+    """
+    b = len(state.hidden)
+    hidden_out, reads_out = [], []
+    for t, x in enumerate(input):
+        new = step(x, state)
+        hidden, reads = new.hidden, new.reads
+        if lengths is not None:
+            runs = [(t < lengths).view(b, *[1] * (n.dim() - 1)) for n in new]
+            hidden, reads = torch.where(runs[0], hidden, 0), torch.where(runs[-1], reads, 0)
+            new = type(state)(*(torch.where(on, n, old) for on, n, old in zip(runs, new, state)))
+        state = new
+        hidden_out.append(hidden)
+        reads_out.append(reads)
+    if not hidden_out:
+        return input.new_zeros(0, *state.hidden.shape), input.new_zeros(0, *state.reads.shape), state
+    return torch.stack(hidden_out), torch.stack(reads_out), state
 
 
 def dnc_sequence(
@@ -203,20 +228,14 @@ def dnc_sequence(
     checkpoint_every=None,
 ):
     """Definition of :func:`sysgen.ops.dnc_sequence`, whose arguments and results it has."""
-    weights = weight_input, weight_hidden, weight_reads, bias, weight_interface, bias_interface
-    b = len(state.hidden)
-    hidden_out, reads_out = [], []
-    for t, x in enumerate(input):
-        new, _ = dnc_step(x, state, weights, masked, dealloc, sharpen, detach_write, mask_min, clip, eps)
-        if lengths is None:
-            hidden, reads = new[0], new[8]
-        else:
-            runs = [(t < lengths).view(b, *[1] * (n.dim() - 1)) for n in new]
-            hidden, reads = torch.where(runs[0], new[0], 0), torch.where(runs[8], new[8], 0)
-            new = (torch.where(on, n, old) for on, n, old in zip(runs, new, state))
-        state = type(state)(*new)
-        hidden_out.append(hidden)
-        reads_out.append(reads)
-    if not hidden_out:
-        return input.new_zeros(0, *state.hidden.shape), input.new_zeros(0, *state.reads.shape), state
-    return torch.stack(hidden_out), torch.stack(reads_out), state
+    controller = weight_input, weight_hidden, weight_reads, bias
+    _, r, w = state.reads.shape
+
+    def step(x, state):
+        hidden, cell = lstm_step(x, state.hidden, state.cell, state.reads, *controller)
+        interface = F.linear(hidden, weight_interface, bias_interface)
+        control = controls(interface, r, w, masked, sharpen, mask_min, clip)
+        *new, _ = memory_step(control, *state[2:8], dealloc, detach_write, eps, sys.modules[__name__])
+        return type(state)(hidden, cell, *new)
+
+    return unroll(step, input, state, lengths)
