@@ -1,9 +1,11 @@
-"""The names and layouts of the parameters in the released models of Ch. 4 to 6, and those of the layers here."""
+"""The names and layouts of the parameters in the released models of Ch. 2 and 4 to 6, and those of the layers here."""
 
 import torch
 from torch import nn
 
+from . import _released_dnc
 from ._attention import MultiheadBase
+from ._dnc import DNCBase
 from .act import ACTEncoder
 from .classifier import SequenceClassifier
 from .embedding import EmbeddingScaling
@@ -68,6 +70,8 @@ def anchor(module):
         return "data_to_q.weight"
     if isinstance(module, (SharedEncoder, ACTEncoder)):
         return f"layer.{anchor(module.layer)}"
+    if isinstance(module, DNCBase):
+        return _released_dnc.ANCHOR
     if isinstance(module, StackedEncoder):
         return f"layers.0.{anchor(module.layers[0])}"
     return _ANCHORS.get(type(module))
@@ -79,6 +83,8 @@ def unused(name):
 
 def converted(module, take, prefix=""):
     """State dict of ``module`` from ``take(released name, shape)``."""
+    if isinstance(module, DNCBase):
+        return _released_dnc.converted(module, take, prefix)
     names = _ATTENTION_NAMES if isinstance(module, MultiheadBase) else _NAMES.get(type(module), {})
     state = {}
     if isinstance(module, MultiheadBase):

@@ -15,7 +15,9 @@ def load_released_state_dict(layer, state, prefix=None):
     Args:
         layer: what to fill, with the sizes and options of the released one: :class:`SigmaMoE`; the attention layers,
             :class:`NDREncoderLayer`, :class:`TransformerEncoderLayer`, the encoders, :class:`SequenceClassifier` and
-            :class:`RNNClassifier` (ndr and ctlpp); :class:`Seq2SeqTransformer` (transformer_generalization).
+            :class:`RNNClassifier` (ndr and ctlpp); :class:`Seq2SeqTransformer` (transformer_generalization);
+            :class:`DNC` and :class:`DNCCell` (dnc) with an LSTM of one layer, or with the released feed-forward
+            controller, ``controller=nn.Sequential(nn.Linear(…), nn.ReLU(), …)``.
         state: state dict of it, or of a model that contains it.
         prefix: what precedes the names of its parameters, such as ``"model.layers.3.pkm."`` before ``keys``, or
             ``"trafo.layer."`` before ``att.data_to_q.weight``. None finds it, if the state holds one such layer.
