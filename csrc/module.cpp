@@ -8,6 +8,7 @@
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
 #include "dnc/dnc_bind.h"
+#include "gated_update/gated_update_bind.h"
 #include "tasks/tasks_bind.h"
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
@@ -37,6 +38,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_geometric_attention(m);
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_dnc(m);
+  sysgen::register_gated_update(m);
   sysgen::register_tasks(m);
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)

@@ -233,6 +233,77 @@ def dnc_sequence_bwd(
     num_threads: int,
     /,
 ) -> None: ...
+def gated_update_segments(rows: int, /) -> int: ...
+def dropout_fwd(x: Tensor, seed: Tensor, rate: float, stream: int, out: Tensor, num_threads: int, /) -> None: ...
+def gated_update_attended_fwd(
+    x: Tensor,
+    attended: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    seed: Tensor,
+    rate: float,
+    a: Tensor,
+    stats: Tensor,
+    num_threads: int,
+    /,
+) -> None: ...
+def gated_update_attended_bwd(
+    x: Tensor,
+    attended: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    seed: Tensor,
+    rate: float,
+    da: Tensor,
+    stats: Tensor,
+    dx: Tensor,
+    dattended: Tensor,
+    sums: Tensor,
+    num_threads: int,
+    /,
+) -> None: ...
+def gated_update_hidden_fwd(hidden: Tensor, bias: Tensor, seed: Tensor, rate: float, num_threads: int, /) -> None: ...
+def gated_update_hidden_bwd(
+    hidden: Tensor, seed: Tensor, rate: float, dhidden: Tensor, sums: Tensor, num_threads: int, /
+) -> None: ...
+def gated_update_gate_fwd(
+    x: Tensor,
+    u: Tensor,
+    z: Tensor,
+    bias: Tensor,
+    gate_bias: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    seed: Tensor,
+    rate: float,
+    y: Tensor,
+    stats: Tensor,
+    num_threads: int,
+    /,
+) -> None: ...
+def gated_update_gate_bwd(
+    x: Tensor,
+    u: Tensor,
+    z: Tensor,
+    bias: Tensor,
+    gate_bias: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    seed: Tensor,
+    rate: float,
+    dy: Tensor,
+    stats: Tensor,
+    du: Tensor,
+    dz: Tensor,
+    dx: Tensor,
+    sums: Tensor,
+    num_threads: int,
+    /,
+) -> None: ...
 def geometric_attention_fwd_scratch_bytes(
     query: Tensor,
     key: Tensor,
