@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ..ops import DNCState, dnc_sequence
-from ..ops._dnc_checks import check_lengths
+from ..ops._recurrence_checks import check_lengths
 from ..reference.dnc import unroll
 from ._dnc import DNCBase
 from ._recurrent import run_sequence
