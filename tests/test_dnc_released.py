@@ -78,7 +78,7 @@ def released(p, x, masked, dealloc, sharpen, mask_min):
             kept = kept * (1 - free[head] * reading[head])
         usage = (usage + written - usage * written) * kept
         scaled, allocated, full = usage * (1 - EPS) + EPS, torch.zeros(N, **F64), 1.0
-        for cell in sorted(range(N), key=lambda i: (scaled[i].item(), i)):  # noqa: B023
+        for cell in sorted(range(N), key=lambda i: (scaled[i].item(), i)):
             allocated[cell] = (1 - scaled[cell]) * full
             full = full * scaled[cell]
         content = lookup(memory, key_w, strength_w, mask_w)
