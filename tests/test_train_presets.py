@@ -5,17 +5,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sysgen import tasks
 from sysgen.train import PRESETS
+from sysgen.train.data import Data
 from sysgen.train.models import build, objective_for
 from sysgen.train.optimizer import learning_rate, make_optimizer
+from sysgen.train.presets import TASKS
 from sysgen.train.settings import resolve
 
 # (tokens, classes) of the tasks, begin and end token not counted; of SCAN the words that go in and come out
 SIZES = {"ctl": (19, 8), "arithmetic": (14, 10), "listops": (15, 10), "ctlpp": (40, 8), "scan": (13, 6)}
+WORDS = 159  # of the 20 bAbI tasks
 
 
 def dataset(task):
-    tokens, classes = SIZES[task]
+    """What :func:`build` asks a dataset for."""
+    if "dataset" in TASKS[task] and issubclass(getattr(tasks, TASKS[task]["dataset"]), tasks.BitStream):
+        return Data(resolve(task, "dnc")).train
+    tokens, classes = SIZES.get(task, (WORDS, WORDS))
     return SimpleNamespace(num_tokens=tokens, num_classes=classes, output_vocabulary=range(classes))
 
 
@@ -71,6 +78,19 @@ def test_parameters_of_the_dnc():
     )
 
 
+@pytest.mark.parametrize(
+    "task, x, y, h, w, r",
+    [("copy", 9, 9, 32, 16, 1), ("key_value_2way", 18, 8, 32, 32, 1), ("babi", 256, WORDS, 256, 64, 4)],
+)
+def test_parameters_of_memory_models(task, x, y, h, w, r):
+    """The interface grows with what a variant has: masks of the write and the R read heads, two sharpnesses a head."""
+    words = WORDS * 256 if task == "babi" else 0
+    rest = words + 4 * h * (x + h + r * w + 1) + (h + 1) * y + r * w * y
+    interface = w * (3 + r) + 5 * r + 3
+    assert count(task, "dnc") == count(task, "dnc-d") == rest + (h + 1) * interface
+    assert count(task, "dnc-ms") == count(task, "dnc-mds") == rest + (h + 1) * (interface + w * (1 + r) + 2 * r)
+
+
 def test_universal_models_share_one_layer():
     scan = {m: count("scan", m) for m in PRESETS["scan"]}
     assert scan["universal"] < scan["transformer"] < 3 * scan["universal"]
@@ -90,6 +110,11 @@ def test_universal_models_share_one_layer():
         ("listops", "ndr", dict(d_model=512, nhead=16, num_layers=20, num_eval_layers=24, weight_decay=0.09, lr=2e-4)),
         ("listops", "transformer-abs-rel-gate", dict(dim_feedforward=2048, num_eval_layers=None)),
         ("ctlpp", "ndr", dict(num_layers=8, num_eval_layers=10, warmup=500, weight_decay=0.0, readout="first")),
+        ("repeat_copy", "dnc-ds", dict(num_cells=16, word_size=16, hidden_size=32, dealloc=True, sharpen=True)),
+        ("repeat_copy", "dnc", dict(optimizer="rmsprop", lr=1e-4, momentum=0.9, weight_decay=1e-5, clip=10.0)),
+        ("repeat_copy", "dnc-m", dict(min_copies=2, max_copies=14, max_length=8, mask_min=0.0, sharpen=False)),
+        ("associative_recall", "dnc-md", dict(num_cells=64, word_size=32, hidden_size=128, mask_min=0.1, masked=True)),
+        ("babi", "dnc-mds", dict(num_cells=256, num_reads=4, embedding_dim=256, batch_size=2, steps=500_000)),
         ("scan", "universal", dict(d_model=128, nhead=8, num_layers=3, batch_size=256, lr=1e-3, clip=5.0)),
     ],
 )  # fmt: skip
@@ -115,6 +140,20 @@ def test_learning_rates():
     assert learning_rate(noam, 99) == pytest.approx(peak)
     assert learning_rate(noam, 49) == pytest.approx(peak / 2)
     assert learning_rate(noam, 399) == pytest.approx(peak / 2)
+
+
+def test_groups_of_the_released_dnc():
+    """Weights, biases and embeddings; only weights decay."""
+    settings = resolve("babi", "dnc-mds")
+    model = build(settings, dataset("babi"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, settings)
+    weights, biases, embeddings = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert embeddings == {"embedding.weight"}
+    assert biases == {f"memory.{name}" for name in ("bias", "interface.bias", "output.bias")}
+    assert len(weights) == 6 and weights | biases | embeddings == set(names.values())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-5, 0, 0]
+    assert isinstance(optimizer, torch.optim.RMSprop) and optimizer.defaults["eps"] == 1e-10
 
 
 def test_decay_acts_on_all_parameters():

@@ -5,6 +5,7 @@ import signal
 import sys
 
 from .checkpoint import CheckpointError
+from .figures import OUTPUTS
 from .interruption import Interruption
 from .loop import Diverged
 from .presets import PRESETS, TASKS
@@ -123,8 +124,12 @@ def _report(result):
         print(f"Stopped ({result['status']}) at {at} with a checkpoint. The same command with --resume continues.")
         number = getattr(signal, result["status"], None)
         return PAUSED if number is None else 128 + number
+    kind = OUTPUTS.get(result["settings"]["architecture"])
     for which, scores in result["test"].items():
-        shown = "  ".join(f"{k} {v['accuracy']:.4f}" for k, v in scores.items() if k != "step")
+        splits = {name: v for name, v in scores.items() if name != "step"}
+        shown = "  ".join(f"{name} {v['accuracy']:.4f}" for name, v in splits.items())
+        if kind:
+            shown += f"; wrong {kind}: " + "  ".join(f"{name} {v['wrong']:.3f}" for name, v in splits.items())
         print(f"test, {which} checkpoint (step {scores['step']}): {shown}")
     print(f"{result['seconds']:.1f} s, {result['steps_per_second'] or 0:.1f} steps/s, evaluations included")
     return 0

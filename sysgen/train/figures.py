@@ -8,9 +8,11 @@ import torch
 from .. import nn as layers
 from . import log
 
+OUTPUTS = {"bits": "bits", "words": "words"}  # what is wrong or right, by architecture, where a sequence has many
 COLORS = {"train": "#999999", "iid": "#0072B2", "ood": "#D55E00"}
 MOST_STEPS = 24  # that are drawn of an attention map
 MOST_TOKENS = 60
+STYLE = {"svg.hashsalt": "sysgen", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def save_figures(output, settings, model, data, device, note=print):
@@ -27,41 +29,48 @@ def save_figures(output, settings, model, data, device, note=print):
     import matplotlib.pyplot as plt
 
     output = Path(output)
-    style = {"svg.hashsalt": "sysgen", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     written = []
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         drawn = {"curves": _curves(plt, log.read(output / "log.jsonl"), settings)}
         drawn.update(_maps(plt, settings, model, data, device))
         for name, figure in drawn.items():
-            for suffix in ("svg", "png"):
-                path = output / f"{name}.{suffix}"
-                # no date inside: the same run gives the same file
-                figure.savefig(path, dpi=120, metadata={"Date": None} if suffix == "svg" else None)
-                written.append(path.name)
+            written += save(figure, output / name)
             plt.close(figure)
     return written
 
 
+def save(figure, path):
+    """Writes ``path``.svg and .png; returns their names."""
+    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png")]
+    for file in paths:
+        # no date inside: the same run gives the same file
+        figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return [file.name for file in paths]
+
+
 def _curves(plt, events, settings):
-    """Accuracies and training loss against the step."""
+    """Accuracies and training loss against the step; where a sequence has many outputs, also how many are wrong."""
     points = [e for e in events if e["event"] == "evaluation"]
     steps = [e["step"] for e in points]
-    figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    kind = OUTPUTS.get(settings["architecture"])
+    width = 3 if kind else 2
+    figure, (accuracy, loss, *more) = plt.subplots(1, width, figsize=(4.5 * width, 3.2), layout="constrained")
     marker = "." if len(points) < 30 else None
     trained = [e for e in points if e["train"]]
-    accuracy.plot(
-        [e["step"] for e in trained], [e["train"]["accuracy"] for e in trained], color=COLORS["train"], label="train",
-        marker=marker,
-    )  # fmt: skip
-    for name in points[0]["validation"] if points else ():
-        values = [e["validation"][name]["accuracy"] for e in points]
-        accuracy.plot(steps, values, color=COLORS.get(name), label=f"validation, {name}", marker=marker)
+    for ax, value in ((accuracy, "accuracy"), *((ax, "wrong") for ax in more)):
+        values = [e["train"][value] for e in trained]
+        ax.plot([e["step"] for e in trained], values, color=COLORS["train"], label="train", marker=marker)
+        for name in points[0]["validation"] if points else ():
+            values = [e["validation"][name][value] for e in points]
+            ax.plot(steps, values, color=COLORS.get(name), label=f"validation, {name}", marker=marker)
+        ax.legend(frameon=False)
+    for ax in more:
+        ax.set(xlabel="step", ylabel=f"wrong {kind} in a sequence", ylim=(0, None))
     accuracy.set(xlabel="step", ylabel="accuracy", ylim=(-0.02, 1.02), title=f"{settings['task']} {settings['model']}")
     loss.plot([e["step"] for e in trained], [e["train"]["loss"] for e in trained], color="black", marker=marker)
     loss.set(xlabel="step", ylabel="training loss", yscale="log")
-    for ax in (accuracy, loss):
+    for ax in (accuracy, loss, *more):
         ax.grid(alpha=0.3)
-    accuracy.legend(frameon=False)
     return figure
 
 

@@ -115,11 +115,11 @@ class Trainer:
         return self._before + time.monotonic() - self._started
 
     def _training_figures(self):
-        """Loss and accuracy of the training batches since the last evaluation: waits for a GPU."""
-        loss, right, count = self.train_step.totals.tolist()
+        """Means over the training sequences since the last evaluation: waits for a GPU."""
+        loss, right, count, wrong = self.train_step.totals.tolist()
         if not math.isfinite(loss):
             raise self._diverged("training loss")
-        return {"loss": loss / count, "accuracy": right / count} if count else None
+        return {"loss": loss / count, "accuracy": right / count, "wrong": wrong / count} if count else None
 
     def _check_parameters(self):
         """Those after a step may be infinite although its loss was not."""
@@ -151,7 +151,7 @@ class Trainer:
         }
         self.train_step.totals.zero_()
         self.evaluated = self.step
-        watched = results["ood"]["accuracy"]
+        watched = results.get("ood", results["iid"])["accuracy"]
         # Of equally good ones the latest: (Csordás 2023, Ch. 5) reports the last checkpoint with the best accuracy.
         best = self.best is None or watched >= self.best["accuracy"]
         if best:

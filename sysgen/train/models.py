@@ -2,7 +2,9 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import nn as layers
 
@@ -73,20 +75,72 @@ def _seq2seq(settings, dataset):
     )
 
 
-_BUILDERS = {"encoder": _encoder, "rnn": _rnn, "dnc": _dnc, "seq2seq": _seq2seq}
+class _LSTM(nn.Module):
+    """An LSTM with a linear output at every step, called as :class:`sysgen.nn.DNC` is."""
+
+    def __init__(self, input_size, output_size, hidden_size, num_layers):
+        super().__init__()
+        self.lstm = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
+        self.output = nn.Linear(hidden_size, output_size)
+
+    def forward(self, input, lengths=None):
+        """``lengths`` only matter to what nobody reads: nothing flows backwards in time."""
+        hidden, state = self.lstm(input)
+        return self.output(hidden), state
+
+
+class _OfWords(nn.Module):
+    """A memory model of words: logits of a word at every step."""
+
+    def __init__(self, num_tokens, embedding_dim, memory):
+        super().__init__()
+        self.embedding = nn.Embedding(num_tokens, embedding_dim)
+        self.memory = memory
+
+    def forward(self, tokens, lengths):
+        return self.memory(self.embedding(tokens), lengths=lengths)[0]
+
+
+def _transducer(settings, input_size, output_size):
+    if settings["memory"] == "lstm":
+        return _LSTM(input_size, output_size, settings["hidden_size"], settings["num_layers"])
+    sizes = (settings[name] for name in ("hidden_size", "num_cells", "word_size", "num_reads"))
+    options = _some(settings, "masked", "dealloc", "sharpen", "mask_min", "mask_bias")
+    return layers.DNC(input_size, output_size, *sizes, batch_first=True, **options)
+
+
+def _of_bits(settings, dataset):
+    return _transducer(settings, dataset.input_size, dataset.output_size)
+
+
+def _of_words(settings, dataset):
+    memory = _transducer(settings, settings["embedding_dim"], dataset.num_tokens)
+    return _OfWords(dataset.num_tokens, settings["embedding_dim"], memory)
+
+
+_BUILDERS = {
+    "encoder": _encoder,
+    "rnn": _rnn,
+    "dnc": _dnc,
+    "seq2seq": _seq2seq,
+    "bits": _of_bits,
+    "words": _of_words,
+}
 
 
 def objective_for(settings):
-    """``objective(model, batch) -> (loss, right [B])``: cross-entropy, with the ponder loss of ACT."""
-    if settings["architecture"] == "seq2seq":
-        return _sequence_objective
-    return partial(_class_objective, ponder="act" in settings)
+    """``objective(model, batch) -> (loss, wrong outputs [B], outputs [B])``. The loss is cross-entropy: the mean over
+    classes or tokens with the ponder loss of ACT, or for bits and words the sum over a sequence, as released.
+    """
+    known = {"seq2seq": _sequence_objective, "bits": _bits_objective, "words": _words_objective}
+    return known.get(settings["architecture"]) or partial(_class_objective, ponder="act" in settings)
 
 
 def _class_objective(model, batch, ponder):
     output = model(batch.tokens, batch.lengths)
     logits, extra = output if ponder else (output, 0)
-    return F.cross_entropy(logits.float(), batch.targets) + extra, logits.argmax(-1) == batch.targets
+    wrong = logits.argmax(-1) != batch.targets
+    return F.cross_entropy(logits.float(), batch.targets) + extra, wrong.long(), torch.ones_like(batch.targets)
 
 
 def _sequence_objective(model, batch):
@@ -96,4 +150,27 @@ def _sequence_objective(model, batch):
     logits = model(batch.tokens, batch.targets, batch.lengths, batch.target_lengths)
     targets = model.targets(batch.targets, batch.target_lengths)
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-    return loss, ((logits.argmax(-1) == targets) | (targets < 0)).all(1)
+    return loss, *_wrong_tokens(logits, targets, targets >= 0)
+
+
+def _wrong_tokens(logits, targets, counted):
+    return ((logits.argmax(-1) != targets) & counted).sum(1), counted.sum(1)
+
+
+def _words_objective(model, batch):
+    """Word 0 is no answer: a step with this target does not count."""
+    logits = model(batch.tokens, batch.lengths)
+    targets = batch.targets
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=0, reduction="sum")
+    return loss / len(targets), *_wrong_tokens(logits, targets, targets != 0)
+
+
+def _bits_objective(model, batch):
+    logits, _ = model(batch.inputs, lengths=batch.lengths)
+    wrong = (logits > 0) != (batch.targets > 0)
+    counted = None if batch.counted is None else batch.counted[..., None].expand_as(wrong)
+    options = {"reduction": "sum", "weight": None if counted is None else counted.float()}
+    loss = F.binary_cross_entropy_with_logits(logits.float(), batch.targets, **options) / len(logits)
+    if counted is None:
+        return loss, wrong.sum((1, 2)), wrong.new_full((len(wrong),), wrong[0].numel(), dtype=torch.int64)
+    return loss, (wrong & counted).sum((1, 2)), counted.sum((1, 2))

@@ -52,6 +52,39 @@ TASKS = {
     },
 }
 
+# Endless data. The sizes are those of the thesis; the released key_value has words of 6 bits.
+_STREAM = {
+    "train": "train",
+    "validation": {"iid": "valid", "ood": "longer_valid"},
+    "test": {"iid": "test", "ood": "longer_test"},
+}
+_NOT_LONGER = {**_STREAM, "validation": {"iid": "valid"}, "test": {"iid": "test"}}
+_PAIRS = {**_NOT_LONGER, "dataset": "KeyValue", "options": {"min_length": 2, "max_length": 16, "word_bits": 8}}
+TASKS |= {
+    "copy": {**_STREAM, "dataset": "Copy", "options": {"min_length": 1, "max_length": 8, "word_bits": 8}},
+    "repeat_copy": {
+        **_STREAM,
+        "dataset": "RepeatedCopy",
+        "options": {"min_length": 1, "max_length": 8, "min_copies": 2, "max_copies": 14, "word_bits": 8},
+    },
+    "associative_recall": {
+        **_STREAM,
+        "dataset": "AssociativeRecall",
+        "options": {"min_length": 2, "max_length": 16, "block_words": 3, "word_bits": 8},
+    },
+    "key_value": _PAIRS,
+    "key_value_2way": {**_PAIRS, "fixed": {"two_way": True}},
+    "reversal": {**_STREAM, "dataset": "Reversal", "options": {"min_length": 1, "max_length": 10, "word_bits": 8}},
+    "babi": {
+        "dataset": "BAbI",
+        "options": {"data_dir": "tasks_1-20_v1-2/en-10k", "think_steps": 3, "stories": "all"},
+        "seeded": False,
+        "train": "train",
+        "validation": {"iid": "test"},
+        "test": {"iid": "test"},
+    },
+}
+
 # Every preset starts from this.
 DEFAULTS = {
     "optimizer": "adamw",
@@ -339,7 +372,59 @@ SCAN = {
     "universal-rel": {**_SCAN, "attention": "relative", "universal": True},
 }
 
+# ---- Memory, chapter 2 ----------------------------------------------------------------------------------------------
+
+_MEMORY = {
+    "optimizer": "rmsprop",
+    "lr": 1e-4,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "decay": "weights",
+    "clip": 10.0,
+    "batch_size": 16,
+    "steps": 100_000,
+}
+_BITS = {**_MEMORY, "architecture": "bits", "eval_samples": 320}
+_VARIANTS = ("dnc", "dnc-d", "dnc-m", "dnc-s", "dnc-md", "dnc-ms", "dnc-ds", "dnc-mds")
+
+
+def _memory_models(shared, lstm_size, **sizes):
+    """All variants of the DNC, and an LSTM, which the released code has not. Masks are as released: from 0 on and first
+    one half; the thesis suggests a bias of 1.
+    """
+    letters = {"masked": "m", "dealloc": "d", "sharpen": "s"}
+    dnc = {**shared, "memory": "dnc", **sizes}
+    models = {}
+    for name in _VARIANTS:
+        models[name] = {**dnc, **{option: letter in name[4:] for option, letter in letters.items()}}
+        if models[name]["masked"]:
+            models[name] = {"mask_min": 0.0, "mask_bias": 0.0, **models[name]}
+        else:
+            models[name].pop("mask_min", None)
+    return {**models, "lstm": {**shared, "memory": "lstm", "hidden_size": lstm_size, "num_layers": 1}}
+
+
+COPY = _memory_models(_BITS, 256, hidden_size=32, num_cells=16, word_size=16, num_reads=1)
+RECALL = _memory_models(_BITS, 256, hidden_size=128, num_cells=64, word_size=32, num_reads=1, mask_min=0.1)
+KEY_VALUE = _memory_models(_BITS, 256, hidden_size=32, num_cells=16, word_size=32, num_reads=1)
+_WORDS = {**_MEMORY, "architecture": "words", "embedding_dim": 256, "batch_size": 2, "steps": 500_000}
+_WORDS["eval_every"] = 5000
+BABI = _memory_models(_WORDS, 512, hidden_size=256, num_cells=256, word_size=64, num_reads=4)
+
+_MODELS = {
+    "ctl": CTL,
+    "arithmetic": ARITHMETIC,
+    "listops": LISTOPS,
+    "ctlpp": CTLPP,
+    "scan": SCAN,
+    "copy": COPY,
+    "repeat_copy": COPY,
+    "associative_recall": RECALL,
+    "key_value": KEY_VALUE,
+    "key_value_2way": KEY_VALUE,
+    "reversal": COPY,
+    "babi": BABI,
+}
 PRESETS = {
-    task: {model: {**DEFAULTS, **settings} for model, settings in models.items()}
-    for task, models in {"ctl": CTL, "arithmetic": ARITHMETIC, "listops": LISTOPS, "ctlpp": CTLPP, "scan": SCAN}.items()
+    task: {model: {**DEFAULTS, **settings} for model, settings in models.items()} for task, models in _MODELS.items()
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint
-from .data import Data
+from .data import Data, num_samples
 from .evaluation import evaluate
 from .exclusive import exclusive
 from .figures import save_figures
@@ -36,7 +36,8 @@ def run(
     """Trains a preset on a task, evaluates it, and writes log, checkpoints, figures and result.
 
     Args:
-        task: ``"ctl"``, ``"arithmetic"``, ``"listops"``, ``"ctlpp"`` or ``"scan"``.
+        task: ``"ctl"``, ``"arithmetic"``, ``"listops"``, ``"ctlpp"``, ``"scan"``, ``"copy"``, ``"repeat_copy"``,
+            ``"associative_recall"``, ``"key_value"``, ``"key_value_2way"``, ``"reversal"`` or ``"babi"``.
         model: name of a preset of the task (:data:`sysgen.train.PRESETS`).
         output: folder for the files of the run; by default ``runs/<task>-<model>-<seed>``. One run a folder.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
@@ -65,7 +66,7 @@ def run(
     settings["device"] = device.type  # a run cannot move: the generators of the two kinds differ
     if settings["execution"] == "graph" and device.type != "cuda":
         raise SettingsError(f"execution = 'graph' needs a CUDA device, got {device}")
-    if settings["architecture"] == "dnc" and device.type == "cuda":
+    if "dnc" in (settings["architecture"], settings.get("memory")) and device.type == "cuda":
         raise SettingsError(f"model {model!r} has no CUDA kernels yet: device must be cpu, got {device}")
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
         raise SettingsError(f"checkpoint_every must be a whole number of at least 1, got {checkpoint_every!r}")
@@ -94,7 +95,9 @@ def _run(output, settings, module, data, device, earlier, checkpoint_every, inte
     log = Log(output / "log.jsonl", continued=earlier)
     here = environment(device)
     parameters = sum(p.numel() for p in module.parameters())
-    bar.line(f"{task} {settings['model']}: {parameters:,} parameters, {len(data.train):,} samples, {device}, {output}")
+    samples = num_samples(data.train)
+    shown = "endless data" if samples is None else f"{samples:,} samples"
+    bar.line(f"{task} {settings['model']}: {parameters:,} parameters, {shown}, {device}, {output}")
     trainer = Trainer(
         settings,
         module,
@@ -112,7 +115,7 @@ def _run(output, settings, module, data, device, earlier, checkpoint_every, inte
         trainer.restore(earlier)
         log.write("resumed", step=trainer.step, environment=here, settings=settings)
     else:
-        log.write("header", settings=settings, parameters=parameters, samples=len(data.train), environment=here)
+        log.write("header", settings=settings, parameters=parameters, samples=samples, environment=here)
     try:
         stopped = trainer.run()
     except Diverged as error:

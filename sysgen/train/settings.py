@@ -69,11 +69,17 @@ FIELDS = {
     # model
     "d_model": _count("width of the state"),
     "embedding_dim": _count("width of the token embedding of an RNN"),
+    "hidden_size": _count("width of the controller, or of an LSTM"),
     "num_cells": _count("cells of the DNC's memory"),
+    "word_size": _count("words of a cell"),
     "num_reads": _count("read heads of the DNC"),
     "masked": _boolean("masked content addressing of the DNC"),
     "dealloc": _boolean("de-allocation of the DNC"),
     "sharpen": _boolean("sharpened links of the DNC"),
+    "mask_min": _rate("smallest value of a mask of the DNC"),
+    "mask_bias": Field(
+        float, lambda v: _is_number(v) and math.isfinite(v), "a finite number", "initial bias of the DNC's masks"
+    ),
     "dim_feedforward": _count("width of the hidden layer of the feedforward network"),
     "nhead": _count("attention heads"),
     "num_layers": _count("layers (ACT: the most that are run)"),
@@ -92,16 +98,18 @@ FIELDS = {
     "act_threshold": _rate("halting probability at which a column stops"),
     "act_loss_weight": _number("weight of the ponder loss"),
     # training
-    "optimizer": _choice("optimiser; weight decay acts on all parameters", "adamw", "adam"),
+    "optimizer": _choice("optimiser", "adamw", "adam", "rmsprop"),
+    "momentum": _rate("momentum of rmsprop"),
     "lr": _number("learning rate (Noam: its factor)", exclusive=True),
     "schedule": _choice("learning rate after the warm-up", "constant", "noam"),
     "warmup": _count("steps of linear warm-up", least=0),
-    "weight_decay": _number("weight decay"),
-    "clip": _number("largest norm of the gradient", exclusive=True),
+    "weight_decay": _number("weight decay of all parameters (tasks of chapter 2: not of biases and embeddings)"),
+    "clip": _number("largest norm of the gradient (tasks of chapter 2: of weights and of biases)", exclusive=True),
     "batch_size": _count("sequences a batch"),
     "bucketed": _boolean("batches of similar lengths"),
     "steps": _count("training steps"),
     "eval_every": _count("steps between two evaluations"),
+    "eval_samples": _count("sequences of an evaluation on endless data"),
     "precision": _choice("fp32; amp: float16 with a loss scale; bf16: bfloat16", "fp32", "amp", "bf16"),
 }
 
@@ -116,6 +124,15 @@ TASK_FIELDS = {
     "overlap": _count("CTL++, variant S: functions that both groups share"),
     "symbol_overlap": _count("CTL++, variant S: symbols that are shared before each of these"),
     "cutoff": _count("longest output in the training set of SCAN"),
+    "min_length": _count("fewest rows of a list, blocks or pairs"),
+    "max_length": _count("most rows of a list, blocks or pairs in training"),
+    "min_copies": _count("fewest lists to copy"),
+    "max_copies": _count("most lists to copy in training"),
+    "word_bits": _count("random bits of a word"),
+    "block_words": _count("words of a block"),
+    "data_dir": Field(str, lambda v: isinstance(v, str), "a folder", "where the files qa*_train.txt of bAbI are"),
+    "think_steps": _count("bAbI: silent steps before an answer", least=0),
+    "stories": _choice("bAbI: all, or without the last of each file as released", "all", "reference"),
 }
 
 _LARGEST_SEED = ("2^64 - 1", 2**64 - 1)

@@ -19,10 +19,11 @@ def autocast(settings, device):
 class Step:
     """Trains on one batch at a time. Nothing here waits for the device.
 
-    ``totals`` [3] float64 on the device: sum of the loss over sequences, right answers, sequences since it was zeroed.
+    ``totals`` [4] float64 on the device, since it was zeroed: sum of the loss over sequences, sequences that were right
+    throughout, sequences, wrong outputs.
 
     Args:
-        objective: ``objective(model, batch) -> (loss, right [B] bool)``.
+        objective: ``objective(model, batch) -> (loss, wrong outputs [B], outputs [B])``.
     """
 
     def __init__(self, model, objective, optimizer, settings, device):
@@ -32,14 +33,15 @@ class Step:
             self.objective = torch.compile(objective, dynamic=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings["precision"] == "amp")
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(4, dtype=torch.float64, device=device)
 
     def __call__(self, batch, step):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step)
         self.gradients(batch)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, self.settings["clip"])
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.settings["clip"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -50,13 +52,14 @@ class Step:
     def forward_backward(self, batch):
         """Adds to the gradients and to ``totals``."""
         with autocast(self.settings, self.device):
-            loss, right = self.objective(self.model, batch)
+            loss, wrong, _ = self.objective(self.model, batch)
         self.scaler.scale(loss).backward()
-        count = right.numel()
+        count = wrong.numel()
         with torch.no_grad():
             self.totals[0] += loss.detach() * count
-            self.totals[1] += right.sum()
+            self.totals[1] += (wrong == 0).sum()
             self.totals[2] += count
+            self.totals[3] += wrong.sum()
 
     def state_dict(self):
         return {"scaler": self.scaler.state_dict(), "totals": self.totals.cpu()}
