@@ -2,14 +2,11 @@
 // transposition happen here, once for each element of a block. The contraction is padded with zeros to whole
 // units on both sides.
 #pragma once
+#include "common/cpu_tasks.h"
 #include "cvmm/cvmm_cpu_kernel.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
-
-inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // `bytes` from p on into the second-level cache.
 inline void prefetch_range(const void* p, int64_t bytes) {

@@ -5,6 +5,12 @@
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
+// NaN comes last, as in torch.sort.
+template <class A>
+inline bool used_less(A a, A b) {
+  return a < b || (b != b && a == a);
+}
+
 // order: the cells by ascending usage, ties by index. A merge sort from the bottom: stable, and with `spare`
 // [cells] as its second buffer.
 template <class A>
@@ -17,7 +23,7 @@ void sort_by_usage(const A* usage, int64_t cells, int32_t* order, int32_t* spare
       const int64_t end = begin + 2 * width < cells ? begin + 2 * width : cells;
       int64_t a = begin, b = middle;
       for (int64_t k = begin; k < end; ++k) {
-        const bool right = a >= middle || (b < end && usage[from[b]] < usage[from[a]]);
+        const bool right = a >= middle || (b < end && used_less(usage[from[b]], usage[from[a]]));
         to[k] = right ? from[b++] : from[a++];
       }
     }

@@ -6,18 +6,34 @@ namespace sysgen::SYSGEN_ISA {
 namespace {
 
 template <class A>
-struct LinkPass {  // what forward and backward read; read_w is that of the step before
-  int64_t cells, n;
+struct LinkPass {    // what forward and backward read; read_w is that of the step before
+  int64_t cells, n;  // n: numbers from one row to the next, of which those behind `cells`, if any, are 0
   const A *link, *write_w, *precedence, *read_w;
 
   // The links of row i and the columns j .. j + lanes after the update.
-  Vector<A> updated(int64_t i, int64_t j, Vector<A> old) const {
-    const Vector<A> now = ((A(1) - write_w[i]) - load(write_w + j)) * old + write_w[i] * load(precedence + j);
+  Vector<A> updated(int64_t i, int64_t j, int64_t lanes, Vector<A> old) const {
+    const Vector<A> now =
+        ((A(1) - write_w[i]) - load(write_w + j, lanes)) * old + write_w[i] * load(precedence + j, lanes);
     return without_diagonal(i, j, now);
   }
   static Vector<A> without_diagonal(int64_t i, int64_t j, Vector<A> v) {
     if (__builtin_expect(i - j >= 0 && i - j < kLanes<A>, 0)) v[i - j] = 0;
     return v;
+  }
+};
+
+// What one vector of the gradient d of the links of row i after the update is worth before it: the links'
+// gradient; that of w and p in their columns; and that of w[i], to be summed.
+template <class A>
+struct LinkUpdateShare {
+  Vector<A> dlink, dwrite, dprecedence, dwrite_row;
+
+  LinkUpdateShare(Vector<A> d, Vector<A> old, A wi, Vector<A> wj, Vector<A> pj) {
+    const Vector<A> through = d * old;
+    dlink = d * ((A(1) - wi) - wj);
+    dwrite = -through;
+    dprecedence = d * wi;
+    dwrite_row = d * pj - through;
   }
 };
 
@@ -30,25 +46,25 @@ inline void link_fwd_rows(const LinkPass<A>& p, int64_t i, int64_t first, A* lin
   A weight[ROWS][HEADS];
   for (int k = 0; k < ROWS; ++k)
     for (int r = 0; r < HEADS; ++r) weight[k][r] = p.read_w[(first + r) * n + i + k];
-  for (int64_t j = 0; j < n; j += kLanes<A>) {
+  each_vector<A>(n, [&](int64_t j, int64_t lanes) SYSGEN_INLINE {
     Vector<A> read[HEADS], back[HEADS];
     for (int r = 0; r < HEADS; ++r) {
-      read[r] = load(p.read_w + (first + r) * n + j);
-      back[r] = load(backward_d + (first + r) * n + j);
+      read[r] = load(p.read_w + (first + r) * n + j, lanes);
+      back[r] = load(backward_d + (first + r) * n + j, lanes);
     }
     for (int k = 0; k < ROWS; ++k) {
-      Vector<A> l = load(p.link + (i + k) * n + j);
+      Vector<A> l = load(p.link + (i + k) * n + j, lanes);
       if constexpr (UPDATE) {
-        l = p.updated(i + k, j, l);
-        store(link_out + (i + k) * n + j, l);
+        l = p.updated(i + k, j, lanes, l);
+        store(link_out + (i + k) * n + j, l, lanes);
       }
       for (int r = 0; r < HEADS; ++r) {
         sums[k][r] += l * read[r];
         back[r] += l * weight[k][r];
       }
     }
-    for (int r = 0; r < HEADS; ++r) store(backward_d + (first + r) * n + j, back[r]);
-  }
+    for (int r = 0; r < HEADS; ++r) store(backward_d + (first + r) * n + j, back[r], lanes);
+  });
   for (int k = 0; k < ROWS; ++k)
     for (int r = 0; r < HEADS; ++r) forward_d[(first + r) * n + i + k] = sum_of_lanes<A>(sums[k][r]);
 }
@@ -81,11 +97,15 @@ struct LinkGradient {
   A *dread_w, *dwrite_w, *dprecedence;  // [R][n], [n], [n]: added to
 };
 
-// Rows i .. i + ROWS with HEADS heads from `first`. LAST: also through the update; else dlink gets the heads'
-// share only.
-template <int HEADS, int ROWS, bool LAST, class A>
+// What the links are in a backward pass: results of the update, with more heads to follow; the same with the
+// last heads, so that the gradient goes through the update; or given.
+enum class Links { updated, updated_last, given };
+
+// Rows i .. i + ROWS with HEADS heads from `first`.
+template <int HEADS, int ROWS, Links LINKS, class A>
 inline void link_bwd_rows(const LinkPass<A>& p, int64_t i, int64_t first, const LinkGradient<A>& g) {
   const int64_t n = p.n;
+  constexpr bool LAST = LINKS == Links::updated_last;
   Vector<A> dread_row[ROWS][HEADS] = {}, dwrite_row[ROWS] = {};
   A read[ROWS][HEADS], df[ROWS][HEADS];
   for (int k = 0; k < ROWS; ++k)
@@ -93,57 +113,63 @@ inline void link_bwd_rows(const LinkPass<A>& p, int64_t i, int64_t first, const 
       read[k][r] = p.read_w[(first + r) * n + i + k];
       df[k][r] = g.dforward[(first + r) * n + i + k];
     }
-  for (int64_t j = 0; j < n; j += kLanes<A>) {
-    const Vector<A> wj = load(p.write_w + j), pj = load(p.precedence + j);
+  each_vector<A>(n, [&](int64_t j, int64_t lanes) SYSGEN_INLINE {
     Vector<A> rj[HEADS], db[HEADS], dread[HEADS];
     for (int r = 0; r < HEADS; ++r) {
-      rj[r] = load(p.read_w + (first + r) * n + j);
-      db[r] = load(g.dbackward + (first + r) * n + j);
-      dread[r] = load(g.dread_w + (first + r) * n + j);
+      rj[r] = load(p.read_w + (first + r) * n + j, lanes);
+      db[r] = load(g.dbackward + (first + r) * n + j, lanes);
+      dread[r] = load(g.dread_w + (first + r) * n + j, lanes);
     }
-    Vector<A> dwrite = load(g.dwrite_w + j), dprecedence = load(g.dprecedence + j);
+    Vector<A> wj{}, pj{}, dwrite{}, dprecedence{};
+    if constexpr (LAST) {
+      wj = load(p.write_w + j, lanes);
+      pj = load(p.precedence + j, lanes);
+      dwrite = load(g.dwrite_w + j, lanes);
+      dprecedence = load(g.dprecedence + j, lanes);
+    }
     for (int k = 0; k < ROWS; ++k) {
-      const Vector<A> old = load(p.link + (i + k) * n + j), now = p.updated(i + k, j, old);
-      Vector<A> d = load(g.dlink + (i + k) * n + j);
+      const Vector<A> old = load(p.link + (i + k) * n + j, lanes);
+      Vector<A> now = old;
+      if constexpr (LINKS != Links::given) now = p.updated(i + k, j, lanes, old);
+      Vector<A> d = load(g.dlink + (i + k) * n + j, lanes);
       for (int r = 0; r < HEADS; ++r) {
         d += df[k][r] * rj[r] + read[k][r] * db[r];
         dread[r] += now * df[k][r];
         dread_row[k][r] += now * db[r];
       }
       if constexpr (LAST) {
-        d = p.without_diagonal(i + k, j, d);
-        const Vector<A> through = d * old;
-        dwrite -= through;
-        dwrite_row[k] += d * pj - through;
-        dprecedence += d * p.write_w[i + k];
-        d *= (A(1) - p.write_w[i + k]) - wj;
+        const LinkUpdateShare<A> share(p.without_diagonal(i + k, j, d), old, p.write_w[i + k], wj, pj);
+        dwrite += share.dwrite;
+        dwrite_row[k] += share.dwrite_row;
+        dprecedence += share.dprecedence;
+        d = share.dlink;
       }
-      store(g.dlink + (i + k) * n + j, d);
+      store(g.dlink + (i + k) * n + j, d, lanes);
     }
-    for (int r = 0; r < HEADS; ++r) store(g.dread_w + (first + r) * n + j, dread[r]);
+    for (int r = 0; r < HEADS; ++r) store(g.dread_w + (first + r) * n + j, dread[r], lanes);
     if constexpr (LAST) {
-      store(g.dwrite_w + j, dwrite);
-      store(g.dprecedence + j, dprecedence);
+      store(g.dwrite_w + j, dwrite, lanes);
+      store(g.dprecedence + j, dprecedence, lanes);
     }
-  }
+  });
   for (int k = 0; k < ROWS; ++k) {
     for (int r = 0; r < HEADS; ++r) g.dread_w[(first + r) * n + i + k] += sum_of_lanes<A>(dread_row[k][r]);
     if constexpr (LAST) g.dwrite_w[i + k] += sum_of_lanes<A>(dwrite_row[k]);
   }
 }
 
-template <int HEADS, bool LAST, class A>
+template <int HEADS, Links LINKS, class A>
 void link_bwd_pass(const LinkPass<A>& p, int64_t first, const LinkGradient<A>& g) {
   int64_t i = 0;
-  for (; i + 2 <= p.cells; i += 2) link_bwd_rows<HEADS, 2, LAST>(p, i, first, g);
-  for (; i < p.cells; ++i) link_bwd_rows<HEADS, 1, LAST>(p, i, first, g);
+  for (; i + 2 <= p.cells; i += 2) link_bwd_rows<HEADS, 2, LINKS>(p, i, first, g);
+  for (; i < p.cells; ++i) link_bwd_rows<HEADS, 1, LINKS>(p, i, first, g);
 }
 
 template <class A>
 void link_bwd(const LinkPass<A>& p, int64_t heads, const LinkGradient<A>& g) {
   by_heads(heads, [&]<int HEADS>(int64_t first) {
-    first + HEADS == heads ? link_bwd_pass<HEADS, true>(p, first, g)
-                           : link_bwd_pass<HEADS, false>(p, first, g);
+    first + HEADS == heads ? link_bwd_pass<HEADS, Links::updated_last>(p, first, g)
+                           : link_bwd_pass<HEADS, Links::updated>(p, first, g);
   });
 }
 

@@ -4,6 +4,7 @@
 #include "dnc/dnc_cpu_allocation.h"
 #include "dnc/dnc_cpu_content.h"
 #include "dnc/dnc_cpu_link.h"
+#include "dnc/dnc_cpu_sharpen.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -59,14 +60,8 @@ void retention_fwd(const DncSizes& s, const A* read_w, const A* free, A* retenti
 template <class A>
 void sharpen_fwd(const DncSizes& s, const A* projection, const A* strength, A* weights) {
   const int64_t n = padded<A>(s.cells);
-  const A eps = static_cast<A>(s.eps);
-  for (int64_t r = 0; r < s.reads; ++r) {
-    for (int64_t i = 0; i < n; i += kLanes<A>) {
-      const Vector<A> d = load(projection + r * n + i);
-      store(weights + r * n + i, strength[r] * vlog<A>((d < Vector<A>{} ? Vector<A>{} : d) + eps));
-    }
-    softmax(weights + r * n, weights + r * n, s.cells, n);
-  }
+  for (int64_t r = 0; r < s.reads; ++r)
+    sharpen_row(projection + r * n, strength[r], static_cast<A>(s.eps), s.cells, weights + r * n);
 }
 
 // `next` may share its arrays with `prev`. step.xi holds the interface vector. `spare` [cells]: scratch.

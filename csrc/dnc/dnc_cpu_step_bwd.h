@@ -46,19 +46,9 @@ template <class A>
 void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, const A* weights, A* dweights,
                  A* dstrength) {
   const int64_t n = padded<A>(s.cells);
-  const A eps = static_cast<A>(s.eps);
-  for (int64_t r = 0; r < s.reads; ++r) {
-    A* const g = dweights + r * n;
-    softmax_bwd(weights + r * n, g, g, n);
-    Vector<A> total{};
-    for (int64_t i = 0; i < n; i += kLanes<A>) {
-      const Vector<A> d = load(projection + r * n + i), zero{};
-      const Vector<A> shifted = (d < zero ? zero : d) + eps, gi = load(g + i);
-      total += gi * vlog<A>(shifted);
-      store(g + i, d >= zero ? strength[r] * gi / shifted : zero);
-    }
-    dstrength[r] = sum_of_lanes<A>(total);
-  }
+  for (int64_t r = 0; r < s.reads; ++r)
+    dstrength[r] = sharpen_row_bwd(projection + r * n, strength[r], static_cast<A>(s.eps), s.cells,
+                                   weights + r * n, dweights + r * n);
 }
 
 // `grad` holds the gradients of the state after the step on entry, of the one before at the end; its h and c

@@ -49,10 +49,10 @@ def allocation(usage, eps=1e-6):
 
     usage [B, N] -> [B, N].
     """
-    u = usage * (1 - eps) + eps
-    ascending, order = u.sort(dim=1, stable=True)
+    ascending, order = usage.sort(dim=1, stable=True)
+    ascending = ascending * (1 - eps) + eps
     before = F.pad(ascending, (1, 0), value=1)[:, :-1].cumprod(1)
-    return torch.zeros_like(u).scatter(1, order, (1 - ascending) * before)
+    return torch.zeros_like(usage).scatter(1, order, (1 - ascending) * before)
 
 
 def memory_write(memory, write_weights, erase, value, retention=None):
