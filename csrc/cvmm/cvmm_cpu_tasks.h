@@ -9,16 +9,6 @@ namespace {
 // Scratch slots of a thread.
 enum Slot { kSlotA, kSlotB, kSlotC, kSlotSums, kSlotShared };
 
-template <class F>
-void for_each_task(int64_t count, int threads, const F& task) {
-  if (threads <= 1 || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) task(i);
-    return;
-  }
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t i = 0; i < count; ++i) task(i);
-}
-
 // As many threads as have 10 us of work each, by a rough estimate of the machine.
 inline int useful_threads(int threads, int64_t products, int64_t bytes) {
   const int64_t microseconds = products / 30000 + bytes / 10000;
