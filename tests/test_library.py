@@ -71,6 +71,23 @@ def dnc_samples(dtype, device, lead=(6,), k=2, **_):
     return {"dnc_sequence_fwd": [forward], "dnc_sequence_bwd": [backward]}
 
 
+def gated_update_samples(dtype, device, lead=(6,), d=5, h=7, **_):
+    """As many rows as tokens, hidden layers of h and h + 2. CPU, float32 and float64 only."""
+    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+        return {"dropout_fwd": [], "gated_update_fwd": [], "gated_update_bwd": []}
+    g = torch.Generator().manual_seed(0)
+    rows, d, h = lead[0], max(d, 1), max(h, 1)
+    shapes = [(d,), (d,), (h, d), (h,), (h + 2, d), (h + 2,), (d, h), (d,), (d, h + 2), (d,), (d,), (d,)]
+    x, attended, dy = (values(g, (rows, d), dtype, device) for _ in range(3))
+    rest = *(values(g, shape, dtype, device) for shape in shapes), torch.tensor([3]), 0.5, 0.3, 0.1, 1e-5, 1e-5
+    _, *kept = torch.ops.sysgen.gated_update_fwd(x, attended, *rest)
+    return {
+        "dropout_fwd": [(x, torch.tensor([3]), 0.5, 1), (x.mT.contiguous().mT[None], torch.tensor([3]), 0.5, 2)],
+        "gated_update_fwd": [(x, attended, *rest)],
+        "gated_update_bwd": [(dy, x, attended, *kept, *rest)],
+    }
+
+
 def samples(dtype=torch.float32, device="cpu", **sizes):
     """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
     t = tensors(dtype, device, **sizes)
@@ -90,6 +107,7 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
         **dnc_samples(dtype, device, **sizes),
+        **gated_update_samples(dtype, device, **sizes),
         "geometric_attention_fwd": [
             (*a["heads"], *masks, *switches, True),
             (*(u.mT.contiguous().mT for u in a["heads"]), None, None, a["hidden"], *switches, False),

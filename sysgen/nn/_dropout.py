@@ -3,40 +3,15 @@
 import torch
 from torch.nn import functional as F
 
-
-def dropout_noise(t, p):
-    """Factors 0 or 1 / (1 − p) for each element of ``t``, for 0 < p ≤ 1; four from each 64 random bits.
-
-    The rate, and with it the factor, is p rounded to a multiple of 2⁻¹⁶. The default generator of the CPU is used.
-    """
-    dropped = round(p * 2**16)
-    if dropped == 2**16:
-        return torch.zeros_like(t, memory_format=torch.contiguous_format)
-    bits = torch.empty((t.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.int16)[: t.numel()] >= dropped - 2**15
-    return keep.to(t.dtype).mul_(1 / (1 - dropped / 2**16)).view(t.shape)
-
-
-def _few_bits(t):
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+from ..ops import _dropout as ops
 
 
 def dropout(t, p, training):
-    """As ``F.dropout``."""
+    """As ``F.dropout``. On the CPU the rate is p rounded to a multiple of 2⁻¹⁶, and no factors are stored."""
     if not training or p == 0:
         return t
-    return t * dropout_noise(t, p) if _few_bits(t) else F.dropout(t, p)
-
-
-def dropout_(t, p, training):
-    """The same in place where that is possible; ``t`` must be the output of an operation that does not need it."""
-    if not training or p == 0:
-        return t
-    return t.mul_(dropout_noise(t, p)) if _few_bits(t) else F.dropout(t, p)
-
-
-def add_dropped(x, t, p, training):
-    """``x + dropout(t)``."""
-    if training and p > 0 and _few_bits(t) and x.dtype == t.dtype:
-        return torch.addcmul(x, t, dropout_noise(t, p))
-    return x + dropout(t, p, training)
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(t, p)
+    if t.dtype in (torch.float32, torch.float64):
+        return ops.dropout(t, p)
+    return t * ops.dropout(torch.ones_like(t, dtype=torch.float32), p).to(t.dtype)

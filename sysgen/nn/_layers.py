@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import _checks
-from ._dropout import dropout, dropout_
+from ._dropout import dropout
 from .geometric_attention import GeometricMultiheadAttention
 from .relative_attention import RelativeMultiheadAttention
 from .softmax_attention import SoftmaxMultiheadAttention
@@ -27,8 +27,15 @@ def hidden(layer, linear, x, p):
     x is [rows, d]: of more dimensions ``linear`` returns a view, which changed in place costs copies in backward.
     """
     if layer.activation == "relu":
-        return dropout_(linear(x), p, layer.training).relu_()
+        return dropout(linear(x), p, layer.training).relu_()
     return dropout(ACTIVATIONS[layer.activation](linear(x)), p, layer.training)
+
+
+def hooked(module):
+    """Whether somebody has asked to be called with the module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def reset_feedforward(linear1, linear2, activation):

@@ -3,9 +3,11 @@
 import torch
 from torch import nn
 
+from .._library import autocast_dtype
+from ..ops._gated_update import Options, Parameters, gated_update
 from . import _checks, maps
-from ._dropout import add_dropped
-from ._layers import check_layer, hidden, self_attention
+from ._dropout import dropout
+from ._layers import check_layer, hidden, hooked, self_attention
 
 UPDATES = ("norm", "tanh", "residual_norm")
 
@@ -104,12 +106,28 @@ class NDREncoderLayer(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
 
+    def _fused(self, x, attended):
+        """Whether one operation computes everything behind the attention."""
+        modules = (self.linear1, self.linear2, self.gate1, self.gate2, self.norm1, self.norm2)
+        return (
+            (self.update, self.activation) == ("norm", "relu")
+            and x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.float64)
+            and attended.dtype == x.dtype
+            and all(p is not None and p.dtype == x.dtype for m in modules for p in m._parameters.values())
+            and len(self.gate2.weight) == self.d_model
+            and all(type(m) in (nn.Linear, nn.LayerNorm) and not hooked(m) for m in modules)
+            and not (torch.compiler.is_compiling() or autocast_dtype(x))
+        )
+
     def forward(self, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
         """Masks as in :class:`GeometricMultiheadAttention`; padded columns are computed and mean nothing."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
         attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
         x = src.reshape(-1, self.d_model)
-        a = self.norm1(add_dropped(x, attended.flatten(0, -2), self.dropout, self.training))
+        if self._fused(x, attended):
+            return self._update(x, attended.flatten(0, -2), src.shape).view(src.shape)
+        a = self.norm1(x + dropout(attended.flatten(0, -2), self.dropout, self.training))
         u = self.linear2(hidden(self, self.linear1, a, self.feedforward_dropout))
         if self.update == "residual_norm":
             u = u + a
@@ -122,6 +140,20 @@ class NDREncoderLayer(nn.Module):
         if maps.wanted():
             maps.record(self, "gate", gate.view(*src.shape[:-1], gate.shape[-1]))
         return torch.lerp(x, u.to(x.dtype), gate.to(x.dtype)).view(src.shape)
+
+    def _update(self, x, attended, shape):
+        parameters = (
+            *(self.norm1.weight, self.norm1.bias, self.linear1.weight, self.linear1.bias),
+            *(self.gate1.weight, self.gate1.bias, self.linear2.weight, self.linear2.bias),
+            *(self.gate2.weight, self.gate2.bias, self.norm2.weight, self.norm2.bias),
+        )
+        rates = (self.dropout, self.feedforward_dropout, self.gate_dropout) if self.training else (0.0,) * 3
+        options = Options(*map(float, rates), self.norm1.eps, self.norm2.eps)
+        if not maps.wanted():
+            return gated_update(x, attended, Parameters(*parameters), options)
+        y, gate = gated_update(x, attended, Parameters(*parameters), options, return_gate=True)
+        maps.record(self, "gate", gate.view(*shape[:-1], gate.shape[-1]))
+        return y
 
     def extra_repr(self):
         return (

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from . import _checks
-from ._dropout import add_dropped
+from ._dropout import dropout
 from ._layers import check_layer, hidden, reset_feedforward, self_attention
 from .softmax_attention import SoftmaxMultiheadAttention
 
@@ -64,9 +64,9 @@ class TransformerEncoderLayer(nn.Module):
         """Masks as in :class:`GeometricMultiheadAttention`."""
         masks = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
         attended = self.self_attn(src, src, src, need_weights=False, **masks)[0]
-        a = self.norm1(add_dropped(src, attended, self.dropout, self.training)).flatten(0, -2)
+        a = self.norm1(src + dropout(attended, self.dropout, self.training)).flatten(0, -2)
         u = self.linear2(hidden(self, self.linear1, a, self.dropout))
-        return self.norm2(add_dropped(a, u, self.dropout, self.training)).view(src.shape)
+        return self.norm2(a + dropout(u, self.dropout, self.training)).view(src.shape)
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
@@ -121,11 +121,11 @@ class TransformerDecoderLayer(nn.Module):
         context = tgt if past is None else torch.cat((past, tgt), dim=1)
         start = context.shape[1] - tgt.shape[1]
         attended = self.self_attn(tgt, context, context, need_weights=False, is_causal=True, q_offset=start)[0]
-        x = self.norm1(add_dropped(tgt, attended, self.dropout, self.training))
+        x = self.norm1(tgt + dropout(attended, self.dropout, self.training))
         read = self.multihead_attn(x, memory, memory, key_padding_mask=memory_key_padding_mask, need_weights=False)[0]
-        x = self.norm2(add_dropped(x, read, self.dropout, self.training)).flatten(0, -2)
+        x = self.norm2(x + dropout(read, self.dropout, self.training)).flatten(0, -2)
         u = self.linear2(hidden(self, self.linear1, x, self.dropout))
-        return self.norm3(add_dropped(x, u, self.dropout, self.training)).view(tgt.shape)
+        return self.norm3(x + dropout(u, self.dropout, self.training)).view(tgt.shape)
 
     def extra_repr(self):
         return f"dropout={self.dropout}, activation={self.activation!r}"
