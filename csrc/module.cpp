@@ -9,6 +9,7 @@
 #if !defined(SYSGEN_EMULATOR)
 #include "dnc/dnc_bind.h"
 #include "gated_update/gated_update_bind.h"
+#include "ntm/ntm_bind.h"
 #include "tasks/tasks_bind.h"
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
@@ -39,6 +40,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_dnc(m);
   sysgen::register_gated_update(m);
+  sysgen::register_ntm(m);
   sysgen::register_tasks(m);
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)

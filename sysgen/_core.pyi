@@ -174,6 +174,55 @@ def cvmm_bwd_w_scratch_bytes(
     /,
 ) -> int: ...
 
+class NtmOptions:
+    def __init__(self, max_shift: int, eps: float, chunk: int, /) -> None: ...
+
+def ntm_vector_bytes() -> int: ...
+def ntm_sequence_scratch_bytes(
+    gates: Tensor, reads: Tensor, cells: int, options: NtmOptions, backward: bool, num_threads: int, /
+) -> int: ...
+def ntm_sequence_fwd(
+    gates: Tensor,
+    weight_hidden: Tensor,
+    weight_reads: Tensor,
+    weight_interface: Tensor,
+    bias_interface: Tensor,
+    lengths: Tensor | None,
+    initial: list[Tensor],
+    final: list[Tensor],
+    hidden: Tensor,
+    reads: Tensor,
+    checkpoints: Tensor | None,
+    scratch: Tensor,
+    cells: int,
+    options: NtmOptions,
+    num_threads: int,
+    /,
+) -> None: ...
+def ntm_sequence_bwd(
+    gates: Tensor,
+    weight_hidden_transposed: Tensor,
+    weight_reads_transposed: Tensor,
+    weight_interface: Tensor,
+    weight_interface_transposed: Tensor,
+    bias_interface: Tensor,
+    lengths: Tensor | None,
+    hidden: Tensor,
+    reads: Tensor,
+    checkpoints: Tensor,
+    dhidden: Tensor | None,
+    dreads: Tensor | None,
+    dfinal: list[Tensor | None],
+    dgates: Tensor,
+    dinterface: Tensor,
+    dinitial: list[Tensor],
+    scratch: Tensor,
+    cells: int,
+    options: NtmOptions,
+    num_threads: int,
+    /,
+) -> None: ...
+
 class DncOptions:
     def __init__(
         self,

@@ -21,8 +21,9 @@ OPERATIONS = {
     "geometric_attention_scores": (),
     "geometric_attention_weights": (),
     "dnc_sequence": ("dnc_sequence_fwd", "dnc_sequence_bwd"),
+    "ntm_sequence": ("ntm_sequence_fwd", "ntm_sequence_bwd"),
 }
-CPU_ONLY = {"dnc_sequence"}
+CPU_ONLY = {"dnc_sequence", "ntm_sequence"}
 
 
 def _gpus():

@@ -10,6 +10,8 @@ from .encoders import SharedEncoder, StackedEncoder
 from .geometric_attention import GeometricMultiheadAttention
 from .maps import collect_maps
 from .ndr import NDREncoderLayer
+from .ntm import NTM
+from .ntm_cell import NTMCell
 from .positions import sinusoidal_positions
 from .relative_attention import RelativeMultiheadAttention
 from .released import load_released_state_dict
@@ -21,12 +23,14 @@ from .transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "DNC",
+    "NTM",
     "ACTEncoder",
     "DNCCell",
     "DNCClassifier",
     "EmbeddingScaling",
     "GeometricMultiheadAttention",
     "NDREncoderLayer",
+    "NTMCell",
     "RNNClassifier",
     "RelativeMultiheadAttention",
     "Seq2SeqTransformer",

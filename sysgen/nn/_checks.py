@@ -31,3 +31,11 @@ def positive(layer, **values):
             raise TypeError(f"{layer}: {name} must be a number, got {value!r}")
         if not 0 < value < math.inf:
             raise ValueError(f"{layer}: {name} must be positive and finite, got {value}")
+
+
+def at_least_zero(layer, **values):
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{layer}: {name} must be an int, got {value!r}")
+        if value < 0:
+            raise ValueError(f"{layer}: {name} must be at least 0, got {value}")

@@ -4,19 +4,19 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..ops import DNCState
 from ..ops._dnc_checks import check_state
 from ..ops._dnc_ops import interface_size, without_autocast
 from ..reference import dnc as operations
-from ..reference.dnc import controls, lstm_step, memory_step
-from . import _checks, _dnc_controller
+from ..reference.dnc import controls, memory_step
+from . import _checks
+from ._memory_layer import MemoryLayer
 
 RELEASED = {"mask_min": 0.0, "mask_bias": 0.0}
 
 
-class DNCBase(nn.Module):
+class DNCBase(MemoryLayer):
     def __init__(
         self,
         input_size,
@@ -36,28 +36,17 @@ class DNCBase(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         sizes = {"input_size": input_size, "output_size": output_size, "hidden_size": hidden_size}
         sizes |= {"num_cells": num_cells, "word_size": word_size, "num_reads": num_reads}
         name = type(self).__name__
         _checks.positive_int(name, **sizes)
         _checks.rate(name, mask_min=mask_min)
         _checks.positive(name, clip=clip)
-        for size, value in sizes.items():
-            setattr(self, size, value)
+        words, interface = num_reads * word_size, interface_size(num_reads, word_size, masked, sharpen)
+        super().__init__(sizes, words, interface, controller, device, dtype)
         self.masked, self.dealloc, self.sharpen = masked, dealloc, sharpen
         self.mask_min, self.mask_bias, self.clip = mask_min, mask_bias, clip
         kwargs = {"device": device, "dtype": dtype}
-        words = num_reads * word_size
-        self.controller = controller
-        if controller is None:
-            self.weight_input = nn.Parameter(torch.empty(4 * hidden_size, input_size, **kwargs))
-            self.weight_hidden = nn.Parameter(torch.empty(4 * hidden_size, hidden_size, **kwargs))
-            self.weight_reads = nn.Parameter(torch.empty(4 * hidden_size, words, **kwargs))
-            self.bias = nn.Parameter(torch.empty(4 * hidden_size, **kwargs))
-        else:
-            _dnc_controller.check(name, controller, input_size + words, hidden_size)
-        self.interface = nn.Linear(hidden_size, interface_size(num_reads, word_size, masked, sharpen), **kwargs)
         self.output = nn.Linear(hidden_size, output_size, **kwargs)
         self.read_output = nn.Linear(words, output_size, bias=False, **kwargs)
         self.reset_parameters()
@@ -109,18 +98,9 @@ class DNCBase(nn.Module):
 
     def initial_state(self, batch, num_cells=None, device=None, dtype=None):
         """The :class:`~sysgen.ops.DNCState` before the first step, with ``num_cells`` cells if given."""
-        w = self.interface.weight
-        dtype = dtype or (torch.float64 if w.dtype == torch.float64 else torch.float32)
-        num_cells = self.num_cells if num_cells is None else num_cells
-        _checks.positive_int(f"{type(self).__name__}.initial_state", num_cells=num_cells)
-        sizes = batch, self.hidden_size, num_cells, self.word_size, self.num_reads
-        state = DNCState.zeros(*sizes, device=device or w.device, dtype=dtype)
+        num_cells, options = self._state_defaults(num_cells, device, dtype)
+        state = DNCState.zeros(batch, self.hidden_size, num_cells, self.word_size, self.num_reads, **options)
         return state._replace(cell=state.cell.new_zeros(batch, self._cell_size()))
-
-    def _cell_size(self):
-        if self.controller is None:
-            return self.hidden_size
-        return _dnc_controller.state_size(type(self).__name__, self.controller)
 
     def _check_state(self, x, state):
         sizes = self.hidden_size, self._cell_size(), self.word_size, self.num_reads
@@ -128,23 +108,12 @@ class DNCBase(nn.Module):
 
     def _step(self, x, state):
         """x [B, X] -> (state, what was computed on the way, by name). In the state's dtype, whatever autocast says."""
-        dtype = state.memory.dtype
-        if self.controller is not None:
-            words = torch.cat([x, state.reads.flatten(1).to(x.dtype)], 1)
-            name = type(self).__name__
-            hidden, cell = _dnc_controller.step(name, self.controller, words, state.hidden, state.cell)
+        hidden, cell, interface = self._control(x, state)
         with without_autocast(x.device):
-            if self.controller is None:
-                weights = (w.to(dtype) for w in self._controller_weights())
-                hidden, cell = lstm_step(x.to(dtype), state.hidden, state.cell, state.reads, *weights)
-            interface = F.linear(hidden, self.interface.weight.to(dtype), self.interface.bias.to(dtype))
             sizes = self.num_reads, self.word_size
             control = controls(interface, *sizes, self.masked, self.sharpen, self.mask_min, self.clip)
             *new, computed = memory_step(control, *state[2:8], self.dealloc, True, 1e-6, operations)
         return DNCState(hidden, cell, *new), {**control, **computed}
-
-    def _controller_weights(self):
-        return self.weight_input, self.weight_hidden, self.weight_reads, self.bias
 
     def _output(self, hidden, reads, dtype):
         return self.output(hidden.to(dtype)) + self.read_output(reads.flatten(-2).to(dtype))

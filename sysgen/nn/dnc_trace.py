@@ -2,8 +2,6 @@
 
 import torch
 
-OF_STATE = ("usage", "precedence", "write_weights", "read_weights", "memory")
-
 
 class Trace:
     """Collects what the steps computed, without gradients: name -> [T, B, ...]; the links, N² a step, are left out.
@@ -18,11 +16,13 @@ class Trace:
     Rows after the end of a sample mean nothing. Without a step there is nothing.
     """
 
+    of_state = ("usage", "precedence", "write_weights", "read_weights", "memory")
+
     def __init__(self):
         self.steps = {}
 
     def add(self, state, computed):
-        computed = {**computed, **{name: getattr(state, name) for name in OF_STATE}}
+        computed = {**computed, **{name: getattr(state, name) for name in self.of_state}}
         for name, t in computed.items():
             if t is not None:
                 self.steps.setdefault(name, []).append(t.detach())

@@ -1,13 +1,16 @@
 """Public operations. Each takes and returns ``torch.Tensor`` on the CPU or on CUDA and has exact derivatives."""
 
+from ._states import DNCState, NTMState
 from .cvmm import cvmm
-from .dnc_sequence import DNCState, dnc_sequence
+from .dnc_sequence import dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
 from .moe_ffn import moe_ffn
+from .ntm_sequence import ntm_sequence
 from .routing import Route, route
 
 __all__ = [
     "DNCState",
+    "NTMState",
     "Route",
     "cvmm",
     "dnc_sequence",
@@ -15,5 +18,6 @@ __all__ = [
     "geometric_attention_scores",
     "geometric_attention_weights",
     "moe_ffn",
+    "ntm_sequence",
     "route",
 ]

@@ -8,6 +8,7 @@ accepted and ignored.
 from .cvmm import cvmm, moe_ffn
 from .dnc import dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
+from .ntm import ntm_sequence
 from .routing import route
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "geometric_attention_scores",
     "geometric_attention_weights",
     "moe_ffn",
+    "ntm_sequence",
     "route",
 ]
