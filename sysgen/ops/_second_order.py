@@ -33,6 +33,8 @@ def second_order(function, inputs, incoming, directions, needed):
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         tracked = [(y, dy) for y, dy in zip(outputs, leaves[len(inputs) :]) if dy is not None]
         wanted = [(t, d) for t, d in zip(leaves, directions) if d is not None]
+        if not wanted:
+            return [None] * len(given)
         first = torch.autograd.grad(
             [y for y, _ in tracked],
             [t for t, _ in wanted],

@@ -16,8 +16,8 @@ from ._memory_checks import check_eps, memory_arguments
 
 
 def retention(read_weights, free_gate):
-    """What the free gates leave of every cell: ``ψ = Π over the heads of (1 − free_gate · read_weights)`` (Csordás 2023,
-    App. A; Graves et al. 2016, Methods).
+    """What the free gates leave of every cell: ``ψ = Π over the heads of (1 − free_gate · read_weights)`` (Csordás
+    2023, App. A; Graves et al. 2016, Methods).
 
     Args:
         read_weights: [B, R, N], of the step before; float32 or float64.
@@ -93,7 +93,7 @@ def link_update(link, precedence, write_weights):
 
 
 def link_read(link, read_weights, sharp_forward=None, sharp_backward=None, eps=1e-6):
-    """The cells written after and before those that were read: forward ``L r`` and backward ``Lᵀ r`` for each read head;
+    """The cells written after and before those that were read: forward ``L r`` and backward ``Lᵀ r`` for each head,
     with a sharpness s sharpened to ``softmax(s · log(d + eps))``, which is ``(d + eps)ˢ`` normalised (Csordás 2023,
     Eq. A.10).
 
