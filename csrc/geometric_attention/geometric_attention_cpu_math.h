@@ -1,6 +1,6 @@
 // Vector functions of the scan. What is smaller than the smallest normal number counts as 0.
 #pragma once
-#include "cvmm/cvmm_cpu_vector.h"
+#include "cvmm/cvmm_cpu_lanes.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -111,42 +111,6 @@ inline Vector<A> log_of(Vector<A> u) {
   for (int i = kTerms - 1; i > 0; --i) p = p * z + A(1) / (2 * i + 1);
   const V log = n * kHigh + (n * kLow + (2 * t + 2 * t * z * p));
   return u < kSmallest ? splat(A(-1e4)) : log;
-}
-
-// Exchanges the upper half of each block of 2 H lanes of `a` with the lower half of that of b.
-template <class A, int H>
-inline void exchange(Vector<A>& a, Vector<A>& b) {
-  constexpr int L = kLanes<A>;
-  VectorI<A> low = {}, high = {};
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
-    low[i] = i & H ? L + i - H : i;
-    high[i] = i & H ? L + i : i + H;
-  }
-  const Vector<A> lower = __builtin_shuffle(a, b, low);
-  b = __builtin_shuffle(a, b, high);
-  a = lower;
-}
-
-// v[i][j] <-> v[j][i].
-template <class A, int H = kLanes<A> / 2>
-inline void transpose(Vector<A> (&v)[kLanes<A>]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<A>; ++i)
-    if ((i & H) == 0) exchange<A, H>(v[i], v[i + H]);
-  if constexpr (H > 1) transpose<A, H / 2>(v);
-}
-
-// Lane i: the sum of the lanes of v[i].
-template <class A, int H = kLanes<A> / 2>
-inline Vector<A> sums_of_lanes(Vector<A> (&v)[kLanes<A>]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < H; ++i) {
-    exchange<A, H>(v[i], v[i + H]);
-    v[i] += v[i + H];
-  }
-  if constexpr (H > 1) return sums_of_lanes<A, H / 2>(v);
-  return v[0];
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // score of a query and a key, the logarithms and probabilities that belong to a score, and which rows of
 // memory may be read.
 #pragma once
+#include "common/kernel_math.cuh"
 #include "cvmm/cvmm_tiles.cuh"
 
 namespace sysgen {
@@ -75,11 +76,6 @@ __device__ __forceinline__ bool geometric_key_readable(const unsigned char* key_
   return j < keys && !(key_mask && key_mask[j]);
 }
 
-template <class A>
-__device__ __forceinline__ A minus_infinity() {
-  return static_cast<A>(__uint_as_float(0xff800000u));
-}
-
 // s[i, j] from the inner product of query i and key j (both inside), or -infinity if j takes no part.
 template <class A, class Query>
 __device__ __forceinline__ A geometric_score(const GeometricScores<A>& g, const GeometricHead<A>& head,
@@ -97,13 +93,6 @@ __device__ __forceinline__ A geometric_score(const GeometricScores<A>& g, const 
   }
   return s;
 }
-
-__device__ __forceinline__ float exp_of(float x) { return expf(x); }
-__device__ __forceinline__ double exp_of(double x) { return exp(x); }
-__device__ __forceinline__ float expm1_of(float x) { return expm1f(x); }
-__device__ __forceinline__ double expm1_of(double x) { return expm1(x); }
-__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
-__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
 
 // FAST: exponentials and quotients of the special function unit, off by 2^-22 and 2^-22 |x| of their value.
 // In logarithms of probabilities, which are off by 2^-24 of their sum anyway, that is no more than a

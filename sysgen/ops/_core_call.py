@@ -3,7 +3,7 @@
 import torch
 
 from .._alloc import empty
-from .._library import raw_stream
+from .._library import define_op, raw_stream
 from .._load import core
 
 
@@ -26,3 +26,33 @@ def new_fake(like, shape, dtype=None, strides=None):
     return (
         like.new_empty(shape, dtype=dtype) if strides is None else like.new_empty_strided(shape, strides, dtype=dtype)
     )
+
+
+def define_core_op(name, arguments, options, results, shapes):
+    """``sysgen::<name>(arguments, options) -> results``, by the core's function of that name.
+
+    Args:
+        arguments: names of tensors, with a ``?`` behind if they may be None. The first one decides dtype and device.
+        options: numbers, in the words of a schema (``"float eps"``).
+        results: names.
+        shapes: function of the tensors; gives a shape for each result, or None for one that does not exist, which
+            becomes a tensor of shape [0].
+    """
+
+    def outputs(new, given):
+        wanted = shapes(*given[: len(arguments)])
+        made = tuple(new(given[0], (0,) if shape is None else shape) for shape in wanted)
+        return made if len(made) > 1 else made[0], [None if shape is None else t for t, shape in zip(made, wanted)]
+
+    def kernel(*given):
+        made, wanted = outputs(empty, given)
+        tensors = [dense(t) for t in given[: len(arguments)]]
+        run(name, (*tensors, *wanted), tensors[0], given[len(arguments) :])
+        return made
+
+    def fake(*given):
+        return outputs(new_fake, given)[0]
+
+    declared = [f"Tensor{'?' if a.endswith('?') else ''} {a.rstrip('?')}" for a in arguments]
+    returned = ", ".join(f"Tensor {r}" for r in results)
+    return define_op(f"{name}({', '.join([*declared, *options])}) -> ({returned})", kernel, fake)
