@@ -30,7 +30,7 @@ __device__ __forceinline__ A allocation_by_rank(const A* usage, int n, int i, A 
 template <class A_, int CELLS_>
 struct AllocationTile {  // a block for up to CELLS cells
   using A = A_;
-  static constexpr int CELLS = CELLS_, THREADS = CELLS < 1024 ? CELLS : 1024, WARPS = THREADS / 32;
+  static constexpr int CELLS = CELLS_, THREADS = CELLS < 512 ? CELLS : 512, WARPS = THREADS / 32;
   static constexpr int EACH = CELLS / THREADS;   // consecutive cells, in order of usage, of a thread
   static constexpr bool BY_RANK = CELLS <= 512;  // comparing all pairs takes less time than sorting
   using Values = A[CELLS];
@@ -130,37 +130,41 @@ __device__ __forceinline__ typename P::A recurrence_behind(Affine<typename P::A>
 template <class P>
 struct AllocationShare {
   using A = typename P::A;
-  int first;
-  A usage[P::EACH], before[P::EACH];
+  const typename P::Values& ascending;
+  int cells, first;
+  A eps, before[P::EACH];
 
-  __device__ __forceinline__ AllocationShare(const typename P::Values& ascending, int n, A eps,
+  __device__ __forceinline__ AllocationShare(const typename P::Values& ascending_, int n, A eps_,
                                              A (&totals)[P::WARPS])
-      : first(threadIdx.x * P::EACH) {
+      : ascending(ascending_), cells(n), first(threadIdx.x * P::EACH), eps(eps_) {
     A product = 1;
 #pragma unroll
     for (int e = 0; e < P::EACH; ++e) {
-      usage[e] = first + e < n ? rescaled_usage(ascending[first + e], eps) : A(1);
       before[e] = product;
-      product *= usage[e];
+      product *= usage(e);
     }
     const A earlier = product_before<P>(product, totals);
 #pragma unroll
     for (int e = 0; e < P::EACH; ++e) before[e] *= earlier;
   }
+  __device__ __forceinline__ bool has(int e) const { return first + e < cells; }
+  __device__ __forceinline__ A usage(int e) const {
+    return has(e) ? rescaled_usage(ascending[first + e], eps) : A(1);
+  }
 };
 
-// dusage from dallocation, both in order of usage: element e of a thread belongs to its e-th cell.
+// gradient, in order of usage and shared: that of the allocation on entry, that of the usage at the end. A
+// thread reads and writes those of its own cells.
 template <class P>
-__device__ __forceinline__ void allocation_gradient(const AllocationShare<P>& share, int n, typename P::A eps,
-                                                    const typename P::A (&dallocation)[P::EACH],
-                                                    typename P::A (&dusage)[P::EACH],
+__device__ __forceinline__ void allocation_gradient(const AllocationShare<P>& share,
+                                                    typename P::Values& gradient,
                                                     Affine<typename P::A> (&totals)[P::WARPS]) {
   using A = typename P::A;
   // What the product before the next cell is worth: x -> dallocation (1 - usage) + usage x, from the last
   // cell.
   const auto map = [&](int e) -> Affine<A> {
-    return share.first + e < n ? Affine<A>{share.usage[e], dallocation[e] * (A(1) - share.usage[e])}
-                               : Affine<A>{1, 0};
+    const A usage = share.usage(e);
+    return {usage, share.has(e) ? gradient[share.first + e] * (A(1) - usage) : A(0)};
   };
   Affine<A> all = map(P::EACH - 1);
 #pragma unroll
@@ -168,8 +172,11 @@ __device__ __forceinline__ void allocation_gradient(const AllocationShare<P>& sh
   A behind = recurrence_behind<P>(all, totals);
 #pragma unroll
   for (int e = P::EACH - 1; e >= 0; --e) {
-    dusage[e] = share.before[e] * (behind - dallocation[e]) * (A(1) - eps);
-    behind = map(e)(behind);
+    if (!share.has(e)) continue;
+    const A next = map(e)(behind);
+    A& mine = gradient[share.first + e];
+    mine = share.before[e] * (behind - mine) * (A(1) - share.eps);
+    behind = next;
   }
 }
 

@@ -116,8 +116,7 @@ __global__ void __launch_bounds__(P::THREADS) allocation_fwd_kernel(const Alloca
     const AllocationShare<P> share(usage, a.cells, a.eps, totals);
 #pragma unroll
     for (int e = 0; e < P::EACH; ++e)
-      if (share.first + e < a.cells)
-        a.out[row + order[share.first + e]] = (A(1) - share.usage[e]) * share.before[e];
+      if (share.has(e)) a.out[row + order[share.first + e]] = (A(1) - share.usage(e)) * share.before[e];
   }
 }
 
@@ -127,11 +126,12 @@ __global__ void __launch_bounds__(P::THREADS) allocation_bwd_kernel(const Alloca
   const i64 row = i64(blockIdx.x) * a.cells;
   Smem smem;
   auto& ascending = smem.array<typename P::Values>();
+  auto& gradient = smem.array<typename P::Values>();
   auto& order = smem.array<typename P::Order>();
   auto& totals = smem.array<A[P::WARPS]>();
   auto& maps = smem.array<Affine<A>[P::WARPS]>();
   if constexpr (P::BY_RANK) {
-    auto& usage = smem.array<typename P::Values>();
+    auto& usage = gradient;
     for (int i = threadIdx.x; i < a.cells; i += P::THREADS) usage[i] = a.usage[row + i];
     __syncthreads();
     order_by_rank<P>(usage, a.cells, ascending, order);
@@ -142,15 +142,11 @@ __global__ void __launch_bounds__(P::THREADS) allocation_bwd_kernel(const Alloca
     }
     order_by_sorting<P>(ascending, a.cells, order);
   }
-  const AllocationShare<P> share(ascending, a.cells, a.eps, totals);
-  A dallocation[P::EACH], dusage[P::EACH];
-#pragma unroll
-  for (int e = 0; e < P::EACH; ++e)
-    dallocation[e] = share.first + e < a.cells ? a.dallocation[row + order[share.first + e]] : A(0);
-  allocation_gradient<P>(share, a.cells, a.eps, dallocation, dusage, maps);
-#pragma unroll
-  for (int e = 0; e < P::EACH; ++e)
-    if (share.first + e < a.cells) a.out[row + order[share.first + e]] = dusage[e];
+  for (int k = threadIdx.x; k < a.cells; k += P::THREADS) gradient[k] = a.dallocation[row + order[k]];
+  const AllocationShare<P> share(ascending, a.cells, a.eps, totals);  // behind a barrier that it has
+  allocation_gradient<P>(share, gradient, maps);
+  __syncthreads();
+  for (int k = threadIdx.x; k < a.cells; k += P::THREADS) a.out[row + order[k]] = gradient[k];
 }
 
 }  // namespace sysgen

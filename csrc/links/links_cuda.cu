@@ -81,7 +81,7 @@ LaunchConfig allocation_config(const LinksSizes& s, bool backward) {
                maps = array(sizeof(Affine<typename P::A>) * P::WARPS);
   size_t shared = values;
   if (backward) {
-    shared += order + totals + maps + (P::BY_RANK ? values : 0);
+    shared += values + order + totals + maps;
   } else if (!P::BY_RANK) {
     shared += order + totals;
   }

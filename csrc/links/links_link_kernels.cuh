@@ -217,7 +217,7 @@ __device__ __forceinline__ void link_store_rows(const typename P::A (&rows)[P::E
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS) link_read_fwd_kernel(const LinkReadArgs<typename P::A> a) {
+__global__ void __launch_bounds__(P::THREADS, 1) link_read_fwd_kernel(const LinkReadArgs<typename P::A> a) {
   using A = typename P::A;
   constexpr int V = P::V, HEADS = P::HEADS;
   SYSGEN_SHARED(A, sums, [P::WARPS][HEADS][P::COLUMNS]);
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kLinkThreads) link_read_finish_kernel(const Li
 
 // One block for each head, where it is sharpened: from the gradient of the weights to that of the projection.
 template <class A>
-__global__ void __launch_bounds__(kLinkThreads) link_read_sharpen_bwd_kernel(const LinkReadArgs<A> a) {
+__global__ void __launch_bounds__(kLinkThreads, 1) link_read_sharpen_bwd_kernel(const LinkReadArgs<A> a) {
   SYSGEN_SHARED(A, parts, [kLinkThreads / 32]);
   const LinkHead at(a.batch, a.reads);
   const A* const sharpness = at.forward ? a.sharp_forward : a.sharp_backward;
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kLinkThreads) link_read_sharpen_bwd_kernel(con
 
 // dread_weights gets the sums along the rows.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS) link_read_bwd_kernel(const LinkReadArgs<typename P::A> a) {
+__global__ void __launch_bounds__(P::THREADS, 1) link_read_bwd_kernel(const LinkReadArgs<typename P::A> a) {
   using A = typename P::A;
   constexpr int V = P::V, HEADS = P::HEADS;
   SYSGEN_SHARED(A, sums, [P::WARPS][HEADS][P::COLUMNS]);
