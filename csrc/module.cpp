@@ -4,10 +4,10 @@
 #include "common/build_info_bind.h"
 #include "common/check.h"
 #include "cvmm/cvmm_bind.h"
+#include "dnc/dnc_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
-#include "dnc/dnc_bind.h"
 #include "gated_update/gated_update_bind.h"
 #include "ntm/ntm_bind.h"
 #include "tasks/tasks_bind.h"
@@ -36,9 +36,9 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_build_info(m);
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
+  sysgen::register_dnc(m);
   sysgen::register_geometric_attention(m);
 #if !defined(SYSGEN_EMULATOR)
-  sysgen::register_dnc(m);
   sysgen::register_gated_update(m);
   sysgen::register_ntm(m);
   sysgen::register_tasks(m);

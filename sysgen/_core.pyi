@@ -257,6 +257,7 @@ def dnc_sequence_fwd(
     cells: int,
     options: DncOptions,
     num_threads: int,
+    stream: int,
     /,
 ) -> None: ...
 def dnc_sequence_bwd(
@@ -280,6 +281,7 @@ def dnc_sequence_bwd(
     cells: int,
     options: DncOptions,
     num_threads: int,
+    stream: int,
     /,
 ) -> None: ...
 def gated_update_segments(rows: int, /) -> int: ...

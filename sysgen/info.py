@@ -23,7 +23,7 @@ OPERATIONS = {
     "dnc_sequence": ("dnc_sequence_fwd", "dnc_sequence_bwd"),
     "ntm_sequence": ("ntm_sequence_fwd", "ntm_sequence_bwd"),
 }
-CPU_ONLY = {"dnc_sequence", "ntm_sequence"}
+CPU_ONLY = {"ntm_sequence"}
 
 
 def _gpus():

@@ -19,7 +19,7 @@ int cuDeviceGet(int* device, int ordinal) {
   return result(__func__);
 }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == 75 ? 8 : attribute == 76 ? 6 : -1;
+  *value = attribute == 75 ? 8 : attribute == 76 ? 6 : attribute == 16 ? 84 : -1;
   return result(__func__);
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) {
@@ -58,6 +58,13 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   printf("launch %s grid %u %u %u block %u %u %u shared %u stream %zx first %zx\n", (const char*)function,
          grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, (size_t)stream, *(size_t*)parameters[0]);
   return result(__func__);
+}
+int cuLaunchCooperativeKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                              unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                              void* stream, void** parameters) {
+  printf("cooperative ");
+  return cuLaunchKernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, parameters,
+                        NULL);
 }
 int cuGetErrorName(int error, const char** text) {
   *text = error == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : "?";

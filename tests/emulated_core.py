@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sysgen.ops import _core_call, _cvmm_ops, routing
+from sysgen.ops import _core_call, _cvmm_ops, _dnc_ops, routing
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / f"emulated-{sysconfig.get_config_var('SOABI')}"
@@ -52,7 +52,7 @@ def _in_place(target):
     module, reason = _load(target)
     if module is None:
         pytest.skip(reason)
-    places = (_core_call, _cvmm_ops, routing)
+    places = (_core_call, _cvmm_ops, _dnc_ops, routing)
     previous = [place.core for place in places]
     for place in places:
         place.core = module

@@ -51,8 +51,8 @@ def attention_tensors(dtype=torch.float32, device="cpu", lead=(6,), k=2, d=5, h=
 
 
 def dnc_samples(dtype, device, lead=(6,), k=2, **_):
-    """The DNC's recurrence: as many steps as tokens, k read heads. CPU, float32 and float64 only."""
-    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+    """The DNC's recurrence: as many steps as tokens, k read heads. float32 and float64 only."""
+    if dtype not in (torch.float32, torch.float64):
         return {"dnc_sequence_fwd": [], "dnc_sequence_bwd": []}
     g = torch.Generator().manual_seed(0)
     steps, b, x, h, n, w, r = lead[0], 2, 3, 4, 5, 2, max(k, 1)
@@ -63,7 +63,7 @@ def dnc_samples(dtype, device, lead=(6,), k=2, **_):
         values(g, shape, dtype, device)
         for shape in ((4 * h, x), (4 * h,), (4 * h, h), (4 * h, r * w), (interface, h), (interface,))
     ]
-    lengths = torch.tensor([steps, steps // 2])
+    lengths = torch.tensor([steps, steps // 2], device=device)
     options = (True, True, True, False, 1e-6, 20.0, 0.0, 2)
     forward = (values(g, (steps, b, x), dtype, device), *weights, lengths, *state, *options, True)
     gates, hidden, reads, checkpoints, *_ = torch.ops.sysgen.dnc_sequence_fwd(*forward)

@@ -78,12 +78,6 @@ def test_the_dnc_from_the_command_line(tmp_path):
     assert result["status"] == "finished" and result["settings"]["num_cells"] == 3 and result["settings"]["masked"]
 
 
-@pytest.mark.cuda
-def test_the_dnc_is_refused_on_a_gpu(tmp_path):
-    with pytest.raises(SettingsError, match="no CUDA kernels yet"):
-        train.run("ctl", "dnc", output=tmp_path, device="cuda")
-
-
 def test_log_and_result(tmp_path):
     """One header with everything that is needed to repeat the run, one object an evaluation, and the sums agree."""
     assert main(lstm(tmp_path, steps=5)) == 0

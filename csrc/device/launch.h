@@ -19,6 +19,7 @@ namespace sysgen {
 struct LaunchConfig {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  bool cooperative = false;  // all blocks are resident at once, or it is an error
 };
 
 inline void throw_on_cuda_error(cudaError_t e, const char* what) {
@@ -62,9 +63,21 @@ void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, 
                                              static_cast<int>(config.shared_bytes)),
                         name);
   void* parameters[] = {const_cast<Args*>(&args)};
-  throw_on_cuda_error(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), config.grid, config.block,
-                                       parameters, config.shared_bytes, static_cast<cudaStream_t>(stream)),
-                      name);
+  const void* const entry = reinterpret_cast<const void*>(kernel);
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  throw_on_cuda_error(
+      config.cooperative
+          ? cudaLaunchCooperativeKernel(entry, config.grid, config.block, parameters, config.shared_bytes, on)
+          : cudaLaunchKernel(entry, config.grid, config.block, parameters, config.shared_bytes, on),
+      name);
+}
+
+// Of the current device: what a launcher with `cooperative` must fit its grid to.
+inline int num_multiprocessors(const char* what) {
+  int device = 0, count = 0;
+  throw_on_cuda_error(cudaGetDevice(&device), what);
+  throw_on_cuda_error(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), what);
+  return count;
 }
 
 }  // namespace sysgen

@@ -39,11 +39,14 @@ struct Api {
   Result (*function_set)(Handle function, int attribute, int value);
   Result (*launch)(Handle function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                    unsigned shared, Handle stream, void** parameters, void** extra);
+  Result (*launch_cooperative)(Handle function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                               unsigned shared, Handle stream, void** parameters);
   Result (*error_name)(Result error, const char** text);
   Result (*error_text)(Result error, const char** text);
 };
 
 constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+constexpr int kMultiprocessors = 16;     // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr int kDynamicSharedBytes = 8;   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
@@ -76,6 +79,7 @@ Api load_api(const char* kernel) {
   find(api.module_function, "cuModuleGetFunction");
   find(api.function_set, "cuFuncSetAttribute");
   find(api.launch, "cuLaunchKernel");
+  find(api.launch_cooperative, "cuLaunchCooperativeKernel");
   find(api.error_name, "cuGetErrorName");
   find(api.error_text, "cuGetErrorString");
   check_result(api, api.init(0), kernel);
@@ -205,11 +209,24 @@ void launch(const KernelId& id, const LaunchConfig& config, void* stream, const 
                  id.name);
   void* parameters[] = {const_cast<void*>(arguments)};
   const dim3 &g = config.grid, &b = config.block;
-  check_result(api,
-               api.launch(function, g.x, g.y, g.z, b.x, b.y, b.z, static_cast<unsigned>(config.shared_bytes),
-                          stream, parameters, nullptr),
-               id.name);
+  const unsigned shared = static_cast<unsigned>(config.shared_bytes);
+  check_result(
+      api,
+      config.cooperative
+          ? api.launch_cooperative(function, g.x, g.y, g.z, b.x, b.y, b.z, shared, stream, parameters)
+          : api.launch(function, g.x, g.y, g.z, b.x, b.y, b.z, shared, stream, parameters, nullptr),
+      id.name);
 }
 
 }  // namespace driver
+
+int num_multiprocessors(const char* what) {
+  if (driver::dry_run) return 1;
+  const driver::Api& api = driver::api_for(what);
+  int handle = 0, count = 0;
+  driver::check_result(api, api.device_get(&handle, current_device), what);
+  driver::check_result(api, api.device_attribute(&count, driver::kMultiprocessors, handle), what);
+  return count;
+}
+
 }  // namespace sysgen

@@ -18,7 +18,11 @@ namespace sysgen {
 struct LaunchConfig {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  bool cooperative = false;  // all blocks are resident at once, or it is an error
 };
+
+// Of this thread's device; 1 while launches are noted instead of done.
+int num_multiprocessors(const char* what);
 
 // Makes `index` the device of this thread's launches for a scope.
 class DeviceGuard {

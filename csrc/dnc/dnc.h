@@ -99,4 +99,11 @@ int64_t dnc_bwd_cpu_scratch_bytes(const DncSizes& s, int threads);
 void dnc_fwd_cpu(const DncFwdArgs& args);
 void dnc_bwd_cpu(const DncBwdArgs& args);
 
+// On CUDA rows are not padded, `threads` is not used, and scratch also depends on the device.
+int64_t dnc_cuda_checkpoint_numel(const DncSizes& s);
+int64_t dnc_fwd_cuda_scratch_bytes(const DncSizes& s, int device_index);
+int64_t dnc_bwd_cuda_scratch_bytes(const DncSizes& s, int device_index);
+void dnc_fwd_cuda(const DncFwdArgs& args, int device_index, void* stream);
+void dnc_bwd_cuda(const DncBwdArgs& args, int device_index, void* stream);
+
 }  // namespace sysgen

@@ -87,26 +87,68 @@ inline int dnc_threads(const DncSizes& s, int threads) {
   return static_cast<int>(std::max<int64_t>(1, useful));
 }
 
+// The backends of one pass; null where a build has none.
+template <class Args>
+struct DncBackends {
+  int64_t (*cpu_scratch)(const DncSizes&, int threads);
+  void (*cpu)(const Args&);
+  int64_t (*cuda_scratch)(const DncSizes&, int device_index);
+  void (*cuda)(const Args&, int device_index, void* stream);
+  int64_t (*cpu_checkpoint)(const DncSizes&) = SYSGEN_IF_CPU(&dnc_checkpoint_numel);
+  int64_t (*cuda_checkpoint)(const DncSizes&) = SYSGEN_IF_CUDA(&dnc_cuda_checkpoint_numel);
+
+  // Elements of a sample's checkpoint.
+  int64_t checkpoint_numel(const char* op, const DncSizes& s, const TensorView& where) const {
+    if (runs_on_cpu(where) && cpu) return cpu_checkpoint(s);
+    if (!runs_on_cuda(where) || !cuda) no_device(op, where);
+    return cuda_checkpoint(s);
+  }
+  int64_t scratch_bytes(const char* op, const DncSizes& s, const TensorView& where, int threads) const {
+    if (runs_on_cpu(where) && cpu) return cpu_scratch(s, dnc_threads(s, threads));
+    if (!runs_on_cuda(where) || !cuda) no_device(op, where);
+    return cuda_scratch(s, where.device_index);
+  }
+  void run(const char* op, Args& a, const TensorView& where, const TensorView& scratch, int threads,
+           uintptr_t stream) const {
+    check_device(op, "scratch", scratch, where);
+    check(scratch.numel() * size_of(scratch.dtype) >= scratch_bytes(op, a.s, where, threads), op,
+          ": scratch too small");
+    a.scratch = scratch.data;
+    a.threads = dnc_threads(a.s, threads);
+    pybind11::gil_scoped_release release;
+    runs_on_cpu(where) && cpu ? cpu(a) : cuda(a, where.device_index, reinterpret_cast<void*>(stream));
+  }
+};
+inline constexpr DncBackends<DncFwdArgs> kDncFwd{
+    SYSGEN_IF_CPU(&dnc_fwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&dnc_fwd_cpu),
+    SYSGEN_IF_CUDA(&dnc_fwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&dnc_fwd_cuda)};
+inline constexpr DncBackends<DncBwdArgs> kDncBwd{
+    SYSGEN_IF_CPU(&dnc_bwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&dnc_bwd_cpu),
+    SYSGEN_IF_CUDA(&dnc_bwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&dnc_bwd_cuda)};
+
 inline void register_dnc(pybind11::module_& m) {
   namespace py = pybind11;
   using T = const TensorView&;
   using M = const std::optional<TensorView>&;
   using S = const StateViews&;
-  py::class_<DncOptions>(m, "DncOptions")
+  py::class_<DncOptions>(m, "DncOptions", py::module_local())  // the test builds have their own
       .def(py::init([](bool masked, bool dealloc, bool sharpen, bool detach_write, double eps, double clip,
                        double mask_min, int64_t chunk) {
         return DncOptions{masked, dealloc, sharpen, detach_write, eps, clip, mask_min, chunk};
       }));
+#if !defined(SYSGEN_EMULATOR)
   m.def("dnc_vector_bytes", &dnc_vector_bytes);
+#endif
   m.def("dnc_sequence_scratch_bytes",
         [](T gates, T reads, int64_t cells, const DncOptions& o, bool backward, int threads) {
-          const DncSizes s = dnc_sizes("dnc_sequence", gates, reads, cells, std::nullopt, o);
-          const int use = dnc_threads(s, threads);
-          return backward ? dnc_bwd_cpu_scratch_bytes(s, use) : dnc_fwd_cpu_scratch_bytes(s, use);
+          const char* op = backward ? "dnc_sequence_bwd" : "dnc_sequence";
+          const DncSizes s = dnc_sizes(op, gates, reads, cells, std::nullopt, o);
+          return backward ? kDncBwd.scratch_bytes(op, s, gates, threads)
+                          : kDncFwd.scratch_bytes(op, s, gates, threads);
         });
   m.def("dnc_sequence_fwd", [](T gates, T w_hidden, T w_reads, T w_interface, T b_interface, M lengths,
                                S initial, S final, T h_out, T reads_out, M checkpoints, T scratch,
-                               int64_t cells, const DncOptions& o, int threads) {
+                               int64_t cells, const DncOptions& o, int threads, uintptr_t stream) {
     const char* op = "dnc_sequence";
     DncFwdArgs a{};
     a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
@@ -121,20 +163,14 @@ inline void register_dnc(pybind11::module_& m) {
     a.final = check_state(op, final, s, gates);
     a.h_out = check_dense(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
     a.reads_out = check_dense(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
-    if (!runs_on_cpu(gates)) no_device(op, gates);
     a.checkpoints = check_dense(op, "checkpoints", checkpoints, s.dtype,
-                                {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
-    a.threads = dnc_threads(s, threads);
-    check(scratch.numel() * size_of(scratch.dtype) >= dnc_fwd_cpu_scratch_bytes(s, a.threads), op,
-          ": scratch too small");
-    a.scratch = scratch.data;
-    py::gil_scoped_release release;
-    dnc_fwd_cpu(a);
+                                {dnc_num_chunks(s), s.batch, kDncFwd.checkpoint_numel(op, s, gates)}, gates);
+    kDncFwd.run(op, a, gates, scratch, threads, stream);
   });
   m.def("dnc_sequence_bwd", [](T gates, T w_hidden_t, T w_reads_t, T w_interface, T w_interface_t,
                                T b_interface, M lengths, T h_out, T reads_out, T checkpoints, M dh_out,
                                M dreads_out, S dfinal, T dgates, T dinterface, S dinitial, T scratch,
-                               int64_t cells, const DncOptions& o, int threads) {
+                               int64_t cells, const DncOptions& o, int threads, uintptr_t stream) {
     const char* op = "dnc_sequence_bwd";
     DncBwdArgs a{};
     a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
@@ -155,15 +191,9 @@ inline void register_dnc(pybind11::module_& m) {
     a.dgates = check_dense(op, "dgates", dgates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
     a.dinterface = check_dense(op, "dinterface", dinterface, s.dtype, {s.steps, s.batch, size}, gates);
     a.dinitial = check_state(op, dinitial, s, gates);
-    if (!runs_on_cpu(gates)) no_device(op, gates);
     a.checkpoints = check_dense(op, "checkpoints", checkpoints, s.dtype,
-                                {dnc_num_chunks(s), s.batch, dnc_checkpoint_numel(s)}, gates);
-    a.threads = dnc_threads(s, threads);
-    check(scratch.numel() * size_of(scratch.dtype) >= dnc_bwd_cpu_scratch_bytes(s, a.threads), op,
-          ": scratch too small");
-    a.scratch = scratch.data;
-    py::gil_scoped_release release;
-    dnc_bwd_cpu(a);
+                                {dnc_num_chunks(s), s.batch, kDncBwd.checkpoint_numel(op, s, gates)}, gates);
+    kDncBwd.run(op, a, gates, scratch, threads, stream);
   });
 }
 

@@ -1,7 +1,7 @@
 """Registered operations of the DNC's recurrence: allocation and one core call each. Arguments as in csrc/dnc/dnc.h.
 
-A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. Rows of a checkpoint are padded to whole vectors
-of the processor.
+A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkpoint on the CPU is a state whose rows are
+padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
 """
 
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .._alloc import empty
-from .._library import define_op
+from .._library import define_op, raw_stream
 from .._load import core
 
 
@@ -44,6 +44,8 @@ def interface_size(reads, width, masked, sharpen):
 def _checkpoint_numel(state, dtype):
     _, reads, cells = state[7].shape
     width, hidden = state[2].shape[2], state[0].shape[1]
+    if state[0].is_cuda or core.emulated:
+        return cells * (width + cells + 3 + reads) + hidden
     lanes = core.dnc_vector_bytes() // dtype.itemsize
 
     def padded(n):
@@ -68,7 +70,7 @@ def _fwd_outputs(new, input, state, chunk, save):
 def _scratch(gates, reads, cells, options, backward):
     threads = torch.get_num_threads()
     size = core.dnc_sequence_scratch_bytes(gates, reads, cells, options, backward, threads)
-    return empty(gates, size, torch.uint8), cells, options, threads
+    return empty(gates, size, torch.uint8), cells, options, threads, raw_stream(gates)
 
 
 def without_autocast(device):

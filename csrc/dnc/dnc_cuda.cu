@@ -1,0 +1,234 @@
+// The DNC's recurrence on CUDA: one persistent kernel for the forward, one for the backward.
+#include <algorithm>
+
+#include "common/check.h"
+#include "device/launch.h"
+#include "dnc/dnc.h"
+#include "dnc/dnc_bwd_kernels.cuh"
+#include "dnc/dnc_fwd_kernels.cuh"
+
+namespace sysgen {
+namespace {
+
+struct DncPlan {
+  int group;       // blocks that share a sample
+  int64_t groups;  // samples that are under way at once
+
+  unsigned blocks() const { return static_cast<unsigned>(group * groups); }
+};
+
+// A sample gets more blocks where that saves more than the barriers between them cost: a multiprocessor
+// streams some 100 KB in the time of a barrier across the device, of which a step has seven. All blocks must
+// be resident, so there is at most one for each multiprocessor.
+DncPlan dnc_plan(const DncSizes& s, int multiprocessors) {
+  const int64_t weights = 4 * s.hidden * (s.hidden + s.reads * s.width) + s.interface() * s.hidden,
+                state = 2 * s.cells * s.cells + 3 * s.cells * s.width,
+                bytes = (weights + state) * (s.dtype == DType::f64 ? 8 : 4);
+  constexpr int64_t kAlone = int64_t{1} << 20, kShare = int64_t{1} << 18, kMost = 32;
+  const int64_t there = s.batch > 0 ? multiprocessors / s.batch : 1;
+  const int64_t group =
+      bytes <= kAlone ? 1 : std::clamp<int64_t>(std::min(there, (bytes + kShare - 1) / kShare), 1, kMost);
+  // A block that is alone waits for nobody; 8 of them on a multiprocessor are plenty.
+  const int64_t most = group > 1 ? multiprocessors / group : 8 * int64_t{multiprocessors};
+  return {static_cast<int>(group), std::clamp<int64_t>(s.batch, 1, most)};
+}
+
+int fits_int(int64_t value, const char* what) {
+  check<NotImplementedError>(value <= INT32_MAX / 64, "dnc_sequence: ", what, " is ", value, ", at most ",
+                             INT32_MAX / 64, " are possible on CUDA");
+  return static_cast<int>(value);
+}
+
+DncInterfaceMap interface_map(const DncSizes& s) {
+  int at = 0;
+  const auto take = [&](int64_t count) {
+    const int from = at;
+    at += static_cast<int>(count);
+    return from;
+  };
+  DncInterfaceMap m{};
+  take(s.masked ? s.width : 0);
+  m.write_key = take(s.width);
+  m.erase = take(s.width);
+  m.value = take(s.width);
+  m.free = take(s.reads);
+  m.write_strength = take(1);
+  m.allocation_gate = take(1);
+  m.write_gate = take(1);
+  m.read_mask = take(s.masked ? s.reads * s.width : 0);
+  m.read_key = take(s.reads * s.width);
+  m.read_strength = take(s.reads);
+  m.mode = take(3 * s.reads);
+  m.sharp_forward = take(s.sharpen ? s.reads : 0);
+  m.sharp_backward = take(s.sharpen ? s.reads : 0);
+  m.size = at;
+  return m;
+}
+
+// Scratch: the groups' barriers, then what the kernels carve.
+template <class A>
+struct DncScratch {
+  u32* counters;
+  A* data;
+};
+int64_t counter_bytes(const DncPlan& plan) { return (plan.groups * 4 + 15) / 16 * 16; }
+template <class A>
+DncScratch<A> split_scratch(const DncPlan& plan, void* scratch) {
+  return {static_cast<u32*>(scratch),
+          reinterpret_cast<A*>(static_cast<char*>(scratch) + counter_bytes(plan))};
+}
+
+template <class A>
+int64_t scratch_bytes(const DncSizes& s, const DncPlan& plan, bool backward) {
+  DncCarver<A> each{nullptr, 0}, tape{nullptr, 0}, state{nullptr, 0}, own{nullptr, 0};
+  dnc_work(each, s.cells, s.width, s.reads, backward);
+  dnc_tape(tape, s.cells, s.reads, s.interface(), s.sharpen);
+  dnc_cells(state, s.cells, s.width, s.reads, s.hidden);
+  dnc_own(own, s.width, s.reads);
+  const int64_t chunk = std::min(s.chunk, s.steps);
+  DncCarver<A> states{nullptr, backward ? chunk * state.used : 0};
+  states.align();
+  const int64_t numel = each.used + states.used + (backward ? chunk : 1) * tape.used;
+  return counter_bytes(plan) + plan.groups * (numel + plan.group * own.used) * int64_t{sizeof(A)};
+}
+int64_t scratch_bytes(const DncSizes& s, const DncPlan& plan, bool backward) {
+  return s.dtype == DType::f64 ? scratch_bytes<double>(s, plan, backward)
+                               : scratch_bytes<float>(s, plan, backward);
+}
+
+template <class A>
+DncProblem<A> dnc_problem(const DncSizes& s, const DncPlan& plan, u32* counters) {
+  static_assert(sizeof(i64) == sizeof(int64_t));
+  DncProblem<A> p{};
+  p.steps = s.steps;
+  p.batch = s.batch;
+  p.chunk = s.chunk;
+  p.lengths = reinterpret_cast<const i64*>(s.lengths);
+  p.counters = counters;
+  p.hidden = fits_int(s.hidden, "the width of the controller");
+  p.cells = fits_int(s.cells, "the number of cells");
+  p.width = fits_int(s.width, "the width of a cell");
+  p.reads = fits_int(s.reads, "the number of read heads");
+  fits_int(s.interface(), "the width of the interface");
+  fits_int((1 + s.reads) * s.cells, "the number of cells times that of heads");
+  fits_int((1 + s.reads) * s.width * (1 + s.cells / kDncTile),
+           "the size of the memory times the number of heads");
+  p.group = plan.group;
+  p.masked = s.masked;
+  p.dealloc = s.dealloc;
+  p.sharpen = s.sharpen;
+  p.detach_write = s.detach_write;
+  p.eps = static_cast<A>(s.eps);
+  p.clip = static_cast<A>(s.clip);
+  p.mask_min = static_cast<A>(s.mask_min);
+  p.at = interface_map(s);
+  return p;
+}
+
+template <class A>
+DncCells<A> cells(const DncState& s) {
+  const auto of = [](void* x) { return static_cast<A*>(x); };
+  return {of(s.link), of(s.memory), of(s.usage), of(s.precedence), of(s.write_w), of(s.read_w), of(s.c)};
+}
+
+LaunchConfig config(const DncPlan& plan) {
+  return {dim3(plan.blocks()), dim3(kDncThreads), 0, plan.group > 1};
+}
+
+void clear_barriers(const DncPlan& plan, u32* counters, void* stream) {
+  if (plan.group == 1) return;
+  const DncClearArgs k{counters, plan.groups};
+  SYSGEN_LAUNCH(dnc_clear_kernel, (LaunchConfig{dim3(1), dim3(kDncThreads)}), stream, k);
+}
+
+template <class A>
+void fwd(const DncFwdArgs& a, const DncPlan& plan, void* stream) {
+  const auto in = [](const void* x) { return static_cast<const A*>(x); };
+  const auto out = [](void* x) { return static_cast<A*>(x); };
+  const DncScratch<A> scratch = split_scratch<A>(plan, a.scratch);
+  DncFwdKernelArgs<A> k{};
+  k.p = dnc_problem<A>(a.s, plan, scratch.counters);
+  k.w_hidden = in(a.w.hidden);
+  k.w_reads = in(a.w.reads);
+  k.w_interface = in(a.w.interface);
+  k.b_interface = in(a.w.interface_bias);
+  k.gates = out(a.gates);
+  k.h_out = out(a.h_out);
+  k.reads_out = out(a.reads_out);
+  k.checkpoints = out(a.checkpoints);
+  k.initial_h = in(a.initial.h);
+  k.initial_reads = in(a.initial.reads);
+  k.final_h = out(a.final.h);
+  k.final_reads = out(a.final.reads);
+  k.initial = cells<A>(a.initial);
+  k.final = cells<A>(a.final);
+  k.scratch = scratch.data;
+  clear_barriers(plan, scratch.counters, stream);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_fwd_kernel, A, config(plan), stream, k);
+}
+
+template <class A>
+void bwd(const DncBwdArgs& a, const DncPlan& plan, void* stream) {
+  const auto in = [](const void* x) { return static_cast<const A*>(x); };
+  const auto out = [](void* x) { return static_cast<A*>(x); };
+  const DncScratch<A> scratch = split_scratch<A>(plan, a.scratch);
+  DncBwdKernelArgs<A> k{};
+  k.p = dnc_problem<A>(a.s, plan, scratch.counters);
+  k.w_hidden_t = in(a.w.hidden);
+  k.w_reads_t = in(a.w.reads);
+  k.w_interface = in(a.w.interface);
+  k.w_interface_t = in(a.w.interface_t);
+  k.b_interface = in(a.w.interface_bias);
+  k.gates = in(a.gates);
+  k.h_out = in(a.h_out);
+  k.checkpoints = const_cast<A*>(in(a.checkpoints));
+  k.dh_out = in(a.dh_out);
+  k.dreads_out = in(a.dreads_out);
+  k.dfinal_h = in(a.dfinal.h);
+  k.dfinal_reads = in(a.dfinal.reads);
+  k.dinitial_h = out(a.dinitial.h);
+  k.dinitial_reads = out(a.dinitial.reads);
+  k.dfinal = cells<A>(a.dfinal);
+  k.dinitial = cells<A>(a.dinitial);
+  k.dgates = out(a.dgates);
+  k.dinterface = out(a.dinterface);
+  k.scratch = scratch.data;
+  clear_barriers(plan, scratch.counters, stream);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_bwd_kernel, A, config(plan), stream, k);
+}
+
+// Of the current device.
+DncPlan plan_here(const DncSizes& s) { return dnc_plan(s, num_multiprocessors("dnc_sequence")); }
+
+}  // namespace
+
+int64_t dnc_cuda_checkpoint_numel(const DncSizes& s) {
+  DncCarver<char> count{nullptr, 0};
+  dnc_cells(count, s.cells, s.width, s.reads, s.hidden);
+  return count.used;
+}
+
+int64_t dnc_fwd_cuda_scratch_bytes(const DncSizes& s, int device_index) {
+  const DeviceGuard guard(device_index);
+  return scratch_bytes(s, plan_here(s), false);
+}
+int64_t dnc_bwd_cuda_scratch_bytes(const DncSizes& s, int device_index) {
+  const DeviceGuard guard(device_index);
+  return scratch_bytes(s, plan_here(s), true);
+}
+
+void dnc_fwd_cuda(const DncFwdArgs& args, int device_index, void* stream) {
+  if (args.s.batch == 0) return;
+  const DeviceGuard guard(device_index);
+  const DncPlan plan = plan_here(args.s);
+  args.s.dtype == DType::f64 ? fwd<double>(args, plan, stream) : fwd<float>(args, plan, stream);
+}
+
+void dnc_bwd_cuda(const DncBwdArgs& args, int device_index, void* stream) {
+  if (args.s.batch == 0) return;
+  const DeviceGuard guard(device_index);
+  const DncPlan plan = plan_here(args.s);
+  args.s.dtype == DType::f64 ? bwd<double>(args, plan, stream) : bwd<float>(args, plan, stream);
+}
+
+}  // namespace sysgen
