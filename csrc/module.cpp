@@ -6,6 +6,7 @@
 #include "cvmm/cvmm_bind.h"
 #include "dnc/dnc_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
+#include "links/links_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
 #include "gated_update/gated_update_bind.h"
@@ -38,6 +39,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_cvmm(m);
   sysgen::register_dnc(m);
   sysgen::register_geometric_attention(m);
+  sysgen::register_links(m);
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_gated_update(m);
   sysgen::register_ntm(m);

@@ -4,6 +4,7 @@ from ._states import DNCState, NTMState
 from .cvmm import cvmm
 from .dnc_sequence import dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
+from .links import allocation, link_read, link_update, retention, usage_update
 from .moe_ffn import moe_ffn
 from .ntm_sequence import ntm_sequence
 from .routing import Route, route
@@ -12,12 +13,17 @@ __all__ = [
     "DNCState",
     "NTMState",
     "Route",
+    "allocation",
     "cvmm",
     "dnc_sequence",
     "geometric_attention",
     "geometric_attention_scores",
     "geometric_attention_weights",
+    "link_read",
+    "link_update",
     "moe_ffn",
     "ntm_sequence",
+    "retention",
     "route",
+    "usage_update",
 ]
