@@ -88,6 +88,38 @@ def gated_update_samples(dtype, device, lead=(6,), d=5, h=7, **_):
     }
 
 
+def links_samples(dtype, device, lead=(6,), k=2, h=7, **_):
+    """Dynamic allocation and temporal links: as many samples as tokens, h cells, k read heads. float32, float64."""
+    names = ("retention", "usage_update", "allocation", "link_update", "link_read")
+    if dtype not in (torch.float32, torch.float64):
+        return {f"{name}_{way}": [] for name in names for way in ("fwd", "bwd")}
+    g = torch.Generator().manual_seed(0)
+
+    def cells(*shape):
+        return values(g, (lead[0], *shape), dtype, device).abs() / 10
+
+    usage, w, p, kept, d = (cells(h) for _ in range(5))
+    link, dlink, read, dread, gate = cells(h, h), cells(h, h), cells(k, h), cells(k, h), cells(k)
+    expanded = usage[:, :1].expand(lead[0], h)
+    sharp, steps = (link, read, gate, gate + 1), (link.mT.contiguous().mT, p, w)
+    return {
+        "retention_fwd": [(read, gate)],
+        "retention_bwd": [(read, gate, d)],
+        "usage_update_fwd": [(usage, w, kept), (expanded, w, kept)],
+        "usage_update_bwd": [(usage, w, kept, d)],
+        "allocation_fwd": [(usage, 1e-6), (expanded, 1e-6)],
+        "allocation_bwd": [(usage, d, 1e-6)],
+        "link_update_fwd": [steps],
+        "link_update_bwd": [(*steps, dlink, d), (*steps, None, d), (*steps, dlink, None)],
+        "link_read_fwd": [(*sharp, 1e-6), (link, read, None, gate, 1e-6), (link, read, None, None, 1e-6)],
+        "link_read_bwd": [
+            (*sharp, read, read, dread, None, 1e-6),
+            (link, read, None, gate, None, read, dread, dread, 1e-6),
+            (link, read, *(None,) * 4, dread, dread, 1e-6),
+        ],
+    }
+
+
 def samples(dtype=torch.float32, device="cpu", **sizes):
     """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
     t = tensors(dtype, device, **sizes)
@@ -107,6 +139,7 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
         **dnc_samples(dtype, device, **sizes),
+        **links_samples(dtype, device, **sizes),
         **gated_update_samples(dtype, device, **sizes),
         "geometric_attention_fwd": [
             (*a["heads"], *masks, *switches, True),
