@@ -3,6 +3,7 @@
 
 #include "common/build_info_bind.h"
 #include "common/check.h"
+#include "content/content_bind.h"
 #include "cvmm/cvmm_bind.h"
 #include "dnc/dnc_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
@@ -39,6 +40,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_cvmm(m);
   sysgen::register_dnc(m);
   sysgen::register_geometric_attention(m);
+  sysgen::register_content(m);
   sysgen::register_links(m);
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_gated_update(m);

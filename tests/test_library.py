@@ -4,12 +4,14 @@ import functools
 
 import pytest
 import torch
+from content_checks import make_inputs
 from support import place, routes, values
 from torch._subclasses import FakeTensorMode
 
 from sysgen import ops, reference
 from sysgen._load import core
 from sysgen.ops._dnc_ops import interface_size as dnc_interface_size
+from sysgen.ops._ntm_ops import interface_size as ntm_interface_size
 
 REGISTERED = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("sysgen::"))
 
@@ -88,6 +90,41 @@ def gated_update_samples(dtype, device, lead=(6,), d=5, h=7, **_):
     }
 
 
+def ntm_samples(dtype, device, lead=(6,), k=2, **_):
+    """The Neural Turing Machine's: as many steps as tokens, k pairs of heads. CPU, float32 and float64 only."""
+    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+        return {"ntm_sequence_fwd": [], "ntm_sequence_bwd": []}
+    g = torch.Generator().manual_seed(0)
+    steps, b, x, h, n, w, p, max_shift = lead[0], 2, 3, 4, 5, 2, max(k, 1), 2
+    interface = ntm_interface_size(p, w, max_shift)
+    shapes = (b, h), (b, h), (b, n, w), (b, p, n), (b, p, n), (b, p, w)
+    state = [values(g, shape, dtype, device).abs() / 10 for shape in shapes]
+    shapes = (4 * h, x), (4 * h,), (4 * h, h), (4 * h, p * w), (interface, h), (interface,)
+    weights = [values(g, shape, dtype, device) for shape in shapes]
+    lengths, options = torch.tensor([steps, steps // 2]), (max_shift, 1e-6, 2)
+    forward = (values(g, (steps, b, x), dtype, device), *weights, lengths, *state, *options, True)
+    gates, hidden, reads, checkpoints, *_ = torch.ops.sysgen.ntm_sequence_fwd(*forward)
+    backward = (gates, hidden, reads, checkpoints, *weights[2:], lengths, hidden, None, None, *state[1:], n, *options)
+    return {"ntm_sequence_fwd": [forward], "ntm_sequence_bwd": [backward]}
+
+
+def content_samples(dtype, device, lead=(6,), k=2, d=5, h=7, **_):
+    """Addressing, writing and reading: as many samples as tokens, h cells of width d, k heads. float32, float64."""
+    optional = {"content_address": "mask", "ntm_address": None, "memory_write": "retention", "memory_read": None}
+    made = {}
+    for name, last in optional.items():
+        forward, backward = [], []
+        for layout in ("contiguous", "transposed") if dtype in (torch.float32, torch.float64) else ():
+            full = layout == "contiguous"
+            tensors = make_inputs(name, (lead[0], h, d, k), dtype, device, optional=full, layout=layout)
+            tensors = [t.detach() for t in tensors.values()] + [None] * (last is not None and not full)
+            eps = (1e-6,) if name.endswith("address") else ()
+            forward.append((*tensors, *eps))
+            backward.append((*tensors, overload(f"{name}_fwd")(*forward[-1]), *eps))
+        made |= {f"{name}_fwd": forward, f"{name}_bwd": backward}
+    return made
+
+
 def links_samples(dtype, device, lead=(6,), k=2, h=7, **_):
     """Dynamic allocation and temporal links: as many samples as tokens, h cells, k read heads. float32, float64."""
     names = ("retention", "usage_update", "allocation", "link_update", "link_read")
@@ -139,8 +176,10 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
         **dnc_samples(dtype, device, **sizes),
+        **content_samples(dtype, device, **sizes),
         **links_samples(dtype, device, **sizes),
         **gated_update_samples(dtype, device, **sizes),
+        **ntm_samples(dtype, device, **sizes),
         "geometric_attention_fwd": [
             (*a["heads"], *masks, *switches, True),
             (*(u.mT.contiguous().mT for u in a["heads"]), None, None, a["hidden"], *switches, False),

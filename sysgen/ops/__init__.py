@@ -1,6 +1,7 @@
 """Public operations. Each takes and returns ``torch.Tensor`` on the CPU or on CUDA and has exact derivatives."""
 
 from ._states import DNCState, NTMState
+from .content import content_address, memory_read, memory_write, ntm_address
 from .cvmm import cvmm
 from .dnc_sequence import dnc_sequence
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
@@ -14,6 +15,7 @@ __all__ = [
     "NTMState",
     "Route",
     "allocation",
+    "content_address",
     "cvmm",
     "dnc_sequence",
     "geometric_attention",
@@ -21,7 +23,10 @@ __all__ = [
     "geometric_attention_weights",
     "link_read",
     "link_update",
+    "memory_read",
+    "memory_write",
     "moe_ffn",
+    "ntm_address",
     "ntm_sequence",
     "retention",
     "route",
