@@ -104,9 +104,11 @@ class _OfWords(nn.Module):
 def _transducer(settings, input_size, output_size):
     if settings["memory"] == "lstm":
         return _LSTM(input_size, output_size, settings["hidden_size"], settings["num_layers"])
-    sizes = (settings[name] for name in ("hidden_size", "num_cells", "word_size", "num_reads"))
+    sizes = [settings[name] for name in ("hidden_size", "num_cells", "word_size")]
+    if settings["memory"] == "ntm":
+        return layers.NTM(input_size, output_size, *sizes, settings["num_heads"], batch_first=True)
     options = _some(settings, "masked", "dealloc", "sharpen", "mask_min", "mask_bias")
-    return layers.DNC(input_size, output_size, *sizes, batch_first=True, **options)
+    return layers.DNC(input_size, output_size, *sizes, settings["num_reads"], batch_first=True, **options)
 
 
 def _of_bits(settings, dataset):

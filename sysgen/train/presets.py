@@ -389,8 +389,8 @@ _VARIANTS = ("dnc", "dnc-d", "dnc-m", "dnc-s", "dnc-md", "dnc-ms", "dnc-ds", "dn
 
 
 def _memory_models(shared, lstm_size, **sizes):
-    """All variants of the DNC, and an LSTM, which the released code has not. Masks are as released: from 0 on and first
-    one half; the thesis suggests a bias of 1.
+    """All variants of the DNC, and an NTM of the sizes of (Graves et al. 2014) and an LSTM, which the released code has
+    not. Masks are as released: from 0 on and first one half; the thesis suggests a bias of 1.
     """
     letters = {"masked": "m", "dealloc": "d", "sharpen": "s"}
     dnc = {**shared, "memory": "dnc", **sizes}
@@ -401,6 +401,7 @@ def _memory_models(shared, lstm_size, **sizes):
             models[name] = {"mask_min": 0.0, "mask_bias": 0.0, **models[name]}
         else:
             models[name].pop("mask_min", None)
+    models["ntm"] = {**shared, "memory": "ntm", "hidden_size": 100, "num_cells": 128, "word_size": 20, "num_heads": 1}
     return {**models, "lstm": {**shared, "memory": "lstm", "hidden_size": lstm_size, "num_layers": 1}}
 
 
