@@ -1,8 +1,10 @@
 """The DNC's recurrence over a whole sequence against its formulas in torch, step by step."""
 
+import dnc_baselines
 import pytest
 import torch
 from curve import Series
+from measure import saved_for_backward
 
 import sysgen
 from sysgen.ops import DNCState
@@ -23,6 +25,21 @@ def step(function, x, state, weights, parameters, backward):
     hidden, reads, _ = function(x, state, *weights)
     gradients = torch.autograd.grad(hidden.square().mean() + reads.square().mean(), [x, *parameters])
     return hidden, *gradients
+
+
+def floor(controller, x, backward):
+    """What no memory at all costs: not comparable in its results."""
+    parameters = list(controller.parameters())
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                return controller(x)
+        hidden, interface = controller(x)
+        return torch.autograd.grad(hidden.square().mean() + interface.square().mean(), [x, *parameters])
+
+    saved = (lambda: saved_for_backward(lambda: controller(x), [x, *parameters])) if backward else None
+    return Series(run, 0.0, 0.0, False, saved)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -48,11 +65,24 @@ def test_dnc_sequence(curve, request, device, passes, name):
     flops = (3 if backward else 1) * 2 * steps * batch * products
     moved = (3 if backward else 1) * 4 * steps * batch * (2 * cells**2 + 4 * cells * words)
 
-    def series(function):
-        return Series(lambda: step(function, x, state, weights, weights, backward), flops, moved)
+    controller = dnc_baselines.Controller(inputs, hidden, words * heads, len(dnc.interface.bias))
+
+    def series(function, comparable=True):
+        def saved():
+            return saved_for_backward(lambda: function(x, state, *weights), [x, *weights, *state])
+
+        def run():
+            return step(function, x, state, weights, weights, backward)
+
+        return Series(run, flops, moved, comparable, saved if backward else None)
 
     curve(
-        {"sysgen": series(sysgen.ops.dnc_sequence), "eager formulas": series(sysgen.reference.dnc_sequence)},
+        {
+            "sysgen": series(sysgen.ops.dnc_sequence),
+            "well-written eager": series(sysgen.reference.dnc_sequence),
+            "released formulas": series(dnc_baselines.released),
+            "LSTM + interface": floor(controller, x, backward),
+        },
         figure="dnc_sequence",
         x_name="shape",
         x=name,

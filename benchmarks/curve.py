@@ -2,7 +2,7 @@
 
 import gc
 import statistics
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import torch
 from measure import environment, load_average, timed
@@ -18,13 +18,15 @@ MAX_ROUNDS = 25
 class Series(NamedTuple):
     """``run()`` returns a tuple of tensors. ``comparable``: they are what the first series returns.
 
-    flops and bytes: useful floating-point operations, and bytes that must be read or written at least once.
+    flops and bytes: useful floating-point operations, and bytes that must be read or written at least once. saved:
+    a function that gives the bytes saved for backward.
     """
 
     run: Callable
     flops: float
     bytes: float
     comparable: bool = True
+    saved: Optional[Callable] = None
 
 
 class Curve:
@@ -73,6 +75,8 @@ class Curve:
             record = {**point, "series": name}
             if name in runnable:
                 record.update(_figures(s, samples[name], samples[first]), peak_bytes=peaks[name])
+                if s.saved is not None:
+                    record["saved_bytes"] = s.saved()
             else:
                 record["skipped"] = s
             self.records.append(record)

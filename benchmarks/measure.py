@@ -23,6 +23,24 @@ def timed(fn):
     return sync_timer() - start, result
 
 
+def saved_for_backward(run, inputs):
+    """Bytes that the graph of ``run()`` holds for its backward, beyond ``inputs``: each storage once."""
+    own = {t.untyped_storage().data_ptr() for t in inputs}
+    saved = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        kept.append(t)  # so that no address is used twice
+        return t
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = run()
+    del result
+    return sum(n for at, n in saved.items() if at not in own)
+
+
 def load_average():
     return [round(v, 2) for v in os.getloadavg()]
 

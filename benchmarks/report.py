@@ -2,14 +2,14 @@
 
 A record is one series at one size: ``figure``, ``x_name`` and ``x`` say where it stands, ``dtype``, ``passes`` and the
 sizes what was computed, ``seconds`` (median), ``fastest``, ``ratio`` (time relative to sysgen, median over rounds),
-``peak_bytes``, ``gflops``, ``gb_s`` what came out, or ``skipped`` why nothing did.
+``peak_bytes``, ``saved_bytes``, ``gflops``, ``gb_s`` what came out, or ``skipped`` why nothing did.
 """
 
 import json
 from typing import NamedTuple
 
 MEASURED = {"seconds", "fastest", "rounds", "ratio", "gflops", "gb_s", "peak_bytes", "load", "skipped", "run"}
-MEASURED |= {"error_over_bound", "released_error", "floor", "over_floor"}
+MEASURED |= {"saved_bytes", "error_over_bound", "released_error", "floor", "over_floor"}
 
 
 class Table(NamedTuple):
@@ -101,18 +101,30 @@ def _table(points):
     names = list(dict.fromkeys(r["series"] for r in records))
     others = [n for n in names[1:] if any("seconds" in p.get(n, {}) for p in points.values())]
     floor = any("floor" in p["sysgen"] for p in points.values())
-    header = [one["x_name"], "sysgen ms", "MB", "GFLOP/s", "GB/s", *["floor ms", "× floor"] * floor, *others]
-    rows = [[str(x), *_row(p, others, floor)] for x, p in points.items()]
+    saved = any("saved_bytes" in p["sysgen"] for p in points.values())
+    header = [
+        one["x_name"],
+        "sysgen ms",
+        "MB",
+        *["saved MB"] * saved,
+        "GFLOP/s",
+        "GB/s",
+        *["floor ms", "× floor"] * floor,
+        *others,
+    ]
+    rows = [[str(x), *_row(p, others, saved, floor)] for x, p in points.items()]
     reasons = {(r["series"], r["skipped"]) for r in records if "skipped" in r}
     skipped = [f"{name} skipped: {reason}." for name, reason in sorted(reasons)]
-    return Table(title, header, rows, [" ".join(["Others: time / memory relative to sysgen.", *skipped])])
+    compared = "time / memory / memory saved for backward" if saved else "time / memory"
+    return Table(title, header, rows, [" ".join([f"Others: {compared} relative to sysgen.", *skipped])])
 
 
-def _row(series, others, floor):
+def _row(series, others, saved, floor):
     ours = series["sysgen"]
     cells = [
         f"{ours['seconds'] * 1e3:.3g}",
         f"{ours['peak_bytes'] / 1e6:.3g}",
+        *([f"{ours['saved_bytes'] / 1e6:.3g}"] if saved else []),
         f"{ours['gflops']:.3g}",
         f"{ours['gb_s']:.3g}",
     ]
@@ -124,6 +136,8 @@ def _row(series, others, floor):
             cells.append("–")
         elif ours["peak_bytes"]:
             cells.append(f"{r['ratio']:.2f}× / {r['peak_bytes'] / ours['peak_bytes']:.2f}×")
+            if saved:
+                cells[-1] += f" / {r['saved_bytes'] / ours['saved_bytes']:.2f}×"
         else:
             cells.append(f"{r['ratio']:.2f}×")
     return cells
