@@ -61,7 +61,7 @@ __device__ __forceinline__ void lstm_fwd(const DncProblem<A>& p, const DncGroup&
     dot_rows(reads, words, sums, [&](int r) { return w_reads + (r * hidden + k) * words; });
     const A sum = warp_sums(sums);
     const int gate = lane_id() / 8;  // input, forget, cell, output
-    const A x = gates[gate * hidden + k] + sum, y = gate == 2 ? dnc_tanh(x) : dnc_sigmoid(x);
+    const A x = gates[gate * hidden + k] + sum, y = gate == 2 ? tanh_of(x) : dnc_sigmoid(x);
     __syncwarp();
     if (lane_id() % 8 == 0) gates[gate * hidden + k] = y;
     const A i = __shfl_sync(~0u, y, 0), f = __shfl_sync(~0u, y, 8), u = __shfl_sync(~0u, y, 16),
@@ -69,7 +69,7 @@ __device__ __forceinline__ void lstm_fwd(const DncProblem<A>& p, const DncGroup&
     if (lane_id() != 0) continue;
     const A cell = f * c[k] + i * u;
     c[k] = cell;
-    h[k] = o * dnc_tanh(cell);
+    h[k] = o * tanh_of(cell);
   }
 }
 
@@ -87,7 +87,7 @@ template <class A>
 __device__ __forceinline__ void lstm_unit_bwd(i64 hidden, int k, const A* gates, A c_before, A c, A dh, A* dc,
                                               A* dgates) {
   const A i = gates[k], f = gates[hidden + k], u = gates[2 * hidden + k], o = gates[3 * hidden + k];
-  const A t = dnc_tanh(c), dcell = dc[k] + dh * o * (A(1) - t * t);
+  const A t = tanh_of(c), dcell = dc[k] + dh * o * (A(1) - t * t);
   dgates[k] = dcell * u * i * (A(1) - i);
   dgates[hidden + k] = dcell * c_before * f * (A(1) - f);
   dgates[2 * hidden + k] = dcell * i * (A(1) - u * u);

@@ -1,40 +1,16 @@
 // The blocks that share a sample, and what warps and blocks of them do together.
 #pragma once
+#include "common/kernel_math.cuh"
 #include "cvmm/cvmm_tiles.cuh"
 #include "dnc/dnc_problem.cuh"
 
 namespace sysgen {
 
-__device__ __forceinline__ float dnc_exp(float x) { return expf(x); }
-__device__ __forceinline__ double dnc_exp(double x) { return exp(x); }
-__device__ __forceinline__ float dnc_log(float x) { return logf(x); }
-__device__ __forceinline__ double dnc_log(double x) { return log(x); }
-__device__ __forceinline__ float dnc_log1p(float x) { return log1pf(x); }
-__device__ __forceinline__ double dnc_log1p(double x) { return log1p(x); }
-__device__ __forceinline__ float dnc_tanh(float x) { return tanhf(x); }
-__device__ __forceinline__ double dnc_tanh(double x) { return tanh(x); }
-__device__ __forceinline__ float dnc_sqrt(float x) { return sqrtf(x); }
-__device__ __forceinline__ double dnc_sqrt(double x) { return sqrt(x); }
 template <class A>
 __device__ __forceinline__ A dnc_sigmoid(A x) {
-  return A(1) / (A(1) + dnc_exp(-x));
+  return A(1) / (A(1) + exp_of(-x));
 }
 
-template <class A>
-__device__ __forceinline__ A warp_sum(A v) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-  return v;
-}
-template <class A>
-__device__ __forceinline__ A warp_max(A v) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const A other = __shfl_xor_sync(~0u, v, step);
-    v = other > v ? other : v;
-  }
-  return v;
-}
 // The sums over the warp of COUNT values at once, a power of two: lane l gets that of v[l / (32 / COUNT)].
 template <int STEP = 16, int COUNT, class A>
 __device__ __forceinline__ A warp_sums(const A (&v)[COUNT]) {
@@ -170,21 +146,21 @@ template <class A, class F>
 __device__ __forceinline__ A warp_total(int n, const F& f) {
   A sum = 0;
   for (int i = lane_id(); i < n; i += 32) sum += f(i);
-  return warp_sum(sum);
+  return over_warp<Sum>(sum);
 }
 
 // Largest element of z and 1 / sum of exp(z - largest), by one warp.
 template <class A>
 struct DncSoftmax {
   A largest, scale;
-  __device__ __forceinline__ A operator()(A z) const { return dnc_exp(z - largest) * scale; }
+  __device__ __forceinline__ A operator()(A z) const { return exp_of(z - largest) * scale; }
 };
 template <class A>
 __device__ __forceinline__ DncSoftmax<A> softmax_of(const A* z, int n) {
   A largest = z[0];
   for (int i = lane_id(); i < n; i += 32) largest = z[i] > largest ? z[i] : largest;
-  largest = warp_max(largest);
-  const A sum = warp_total<A>(n, [&](int i) { return dnc_exp(z[i] - largest); });
+  largest = over_warp<Largest>(largest);
+  const A sum = warp_total<A>(n, [&](int i) { return exp_of(z[i] - largest); });
   return {largest, A(1) / sum};
 }
 

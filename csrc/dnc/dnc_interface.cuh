@@ -30,7 +30,7 @@ __device__ __forceinline__ A dnc_activate(const DncProblem<A>& p, int j, A xi) {
     case DncKind::mask:
       return dnc_sigmoid(x) * (1 - p.mask_min) + p.mask_min;
     default:  // 1 + softplus, with torch's threshold
-      return A(1) + (x > A(20) ? x : (x > A(0) ? x : A(0)) + dnc_log1p(dnc_exp(x > A(0) ? -x : x)));
+      return A(1) + (x > A(20) ? x : (x > A(0) ? x : A(0)) + log1p_of(exp_of(x > A(0) ? -x : x)));
   }
 }
 
@@ -65,7 +65,7 @@ template <class A>
 __device__ __forceinline__ DncMode<A> dnc_mode(const DncProblem<A>& p, const DncTape<A>& tape, int r) {
   const A *const x = tape.act + p.at.mode + 3 * r, low = x[0] > x[1] ? x[0] : x[1],
                  largest = low > x[2] ? low : x[2];
-  const A b = dnc_exp(x[0] - largest), c = dnc_exp(x[1] - largest), f = dnc_exp(x[2] - largest),
+  const A b = exp_of(x[0] - largest), c = exp_of(x[1] - largest), f = exp_of(x[2] - largest),
           scale = A(1) / (b + c + f);
   return {b * scale, c * scale, f * scale};
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include "dnc/dnc_interface.cuh"
 #include "dnc/dnc_link.cuh"
+#include "links/allocation.cuh"
 
 namespace sysgen {
 
@@ -22,19 +23,13 @@ __device__ __forceinline__ i64 row_of(const DncProblem<A>& p, int head) {
   return i64(head) * p.cells;
 }
 
-// The order of allocation: ascending usage, ties by index. NaN last: the order must be one whatever it is of.
-template <class A>
-__device__ __forceinline__ A order_key(A usage) {
-  return usage == usage ? usage : A(3e38);
-}
-
 // Norms of the keys; score of the write key with the memory before; retention and usage.
 template <class A>
 __device__ __forceinline__ void score_write(const DncProblem<A>& p, const DncGroup& g, const DncStep<A>& s) {
   for (int head = g.warp(); head < 1 + p.reads; head += g.warps()) {
     const DncKey<A> key = dnc_key(p, s.tape, head);
     const A square = warp_total<A>(p.width, [&](int w) { return key.square(w) * key.key[w] * key.key[w]; });
-    if (lane_id() == 0) s.tape.key_norm[head] = dnc_sqrt(square);
+    if (lane_id() == 0) s.tape.key_norm[head] = sqrt_of(square);
   }
   const DncKey<A> key = dnc_key(p, s.tape, 0);
   own_octets(g, [&](int i, int lane, bool there) {
@@ -48,12 +43,12 @@ __device__ __forceinline__ void score_write(const DncProblem<A>& p, const DncGro
       }
     }
     dot = octet_sum(dot);
-    norm = dnc_sqrt(octet_sum(norm));
+    norm = sqrt_of(octet_sum(norm));
     square = octet_sum(square);
     if (!there || lane) return;
     s.tape.dot[i] = dot;
     s.tape.norm[i] = norm;
-    s.work.content_z[i] = key.strength * (dot / (norm * dnc_sqrt(square) + p.eps));
+    s.work.content_z[i] = key.strength * (dot / (norm * sqrt_of(square) + p.eps));
   });
   own_cells(g, 1, [&](int i, int) {
     A kept = 1;
@@ -72,14 +67,14 @@ __device__ __forceinline__ void write_weights(const DncProblem<A>& p, const DncG
   const DncSoftmax<A> softmax = softmax_of(s.work.content_z, p.cells);
   const A allocation_gate = s.tape.act[p.at.allocation_gate], write_gate = s.tape.act[p.at.write_gate];
   own_octets(g, [&](int i, int lane, bool there) {
-    const A usage = there ? s.next.usage[i] : A(0), key = order_key(usage);
+    const A usage = there ? s.next.usage[i] : A(0);
     A before = 1;
     int rank = 0;
     if (there) {
       for (int j = lane; j < p.cells; j += kDncLanes) {
-        const A other = s.next.usage[j], other_key = order_key(other);
-        const bool less = other_key < key || (other_key == key && j < i);
-        before *= less ? other * (A(1) - p.eps) + p.eps : A(1);
+        const A other = s.next.usage[j];
+        const bool less = used_less(other, j, usage, i);
+        before *= less ? rescaled_usage(other, p.eps) : A(1);
         rank += less;
       }
     }
@@ -87,7 +82,7 @@ __device__ __forceinline__ void write_weights(const DncProblem<A>& p, const DncG
     for (int step = kDncLanes / 2; step > 0; step /= 2) before *= __shfl_xor_sync(~0u, before, step);
     rank = octet_sum(rank);
     if (!there || lane) return;
-    const A content = softmax(s.work.content_z[i]), a = (A(1) - (usage * (A(1) - p.eps) + p.eps)) * before;
+    const A content = softmax(s.work.content_z[i]), a = (A(1) - rescaled_usage(usage, p.eps)) * before;
     s.tape.before[i] = before;
     s.tape.order[rank] = i;
     s.tape.allocation[i] = a;
@@ -142,7 +137,7 @@ __device__ __forceinline__ void write_memory(const DncProblem<A>& p, const DncGr
       }
       const int head = 1 + first + lane;
       if (!there || lane >= HEADS || head > p.reads) return;
-      norm = dnc_sqrt(norm);
+      norm = sqrt_of(norm);
       s.tape.dot[row_of(p, head) + i] = dot;
       s.tape.norm[row_of(p, head) + i] = norm;
       s.work.content_z[row_of(p, head) + i] =
@@ -168,8 +163,8 @@ __device__ __forceinline__ void project(const DncProblem<A>& p, const DncGroup& 
     s.tape.forward_d[at] = f;
     s.tape.backward_d[at] = b;
     if (!p.sharpen) return;
-    s.work.forward_z[at] = s.tape.act[p.at.sharp_forward + r] * dnc_log((f < A(0) ? A(0) : f) + p.eps);
-    s.work.backward_z[at] = s.tape.act[p.at.sharp_backward + r] * dnc_log((b < A(0) ? A(0) : b) + p.eps);
+    s.work.forward_z[at] = s.tape.act[p.at.sharp_forward + r] * log_of((f < A(0) ? A(0) : f) + p.eps);
+    s.work.backward_z[at] = s.tape.act[p.at.sharp_backward + r] * log_of((b < A(0) ? A(0) : b) + p.eps);
   });
   const A left = A(1) - warp_total<A>(p.cells, [&](int i) { return s.next.write_w[i]; });
   own_cells(g, 1,

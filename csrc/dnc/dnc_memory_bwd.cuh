@@ -204,7 +204,7 @@ __device__ __forceinline__ void read_scalars_bwd(const DncProblem<A>& p, const D
       const A share = forward ? mode.forward : mode.backward, middle = mean[forward ? 2 : 0];
       const A total = warp_total<A>(p.cells, [&](int i) {
         const A gradient = weight[i] * (share * (b.grad.read_w[row_of(p, r) + i] - middle));
-        return gradient * dnc_log((d[i] < A(0) ? A(0) : d[i]) + p.eps);
+        return gradient * log_of((d[i] < A(0) ? A(0) : d[i]) + p.eps);
       });
       if (lane_id() == 0) b.put(p, (forward ? p.at.sharp_forward : p.at.sharp_backward) + r, total);
     }
@@ -243,7 +243,7 @@ __device__ __forceinline__ void allocation_bwd(const DncProblem<A>& p, const Dnc
   const int begin = min(p.cells, lane * each), end = min(p.cells, begin + each);
   const auto cell = [&](int k, A& u, A& da) {
     const int i = s.tape.order[k];
-    u = s.next.usage[i] * (A(1) - p.eps) + p.eps;
+    u = rescaled_usage(s.next.usage[i], p.eps);
     da = s.work.dwrite[i] * scale;
     return i;
   };
