@@ -15,7 +15,7 @@ from sysgen.train.data import Data, training_batches
 from sysgen.train.models import build, objective_for
 from sysgen.train.optimizer import make_optimizer
 from sysgen.train.presets import TASKS
-from sysgen.train.settings import SettingsError, resolve
+from sysgen.train.settings import resolve
 from sysgen.train.steps import GraphStep, Step
 
 # The smallest models and few steps: what is tested is the command, not what the models learn.
@@ -343,14 +343,20 @@ def test_accuracy_of_sequences_is_that_of_greedy_decoding():
         assert same == bool(right[i])
 
 
-def test_table_of_recorded_runs(tmp_path):
-    """The page's table is made from the files of a run."""
+def recording_tool():
+    """tools/update_training.py as a module."""
     tool = Path(__file__).resolve().parent.parent / "tools" / "update_training.py"
     if not tool.exists():
         pytest.skip("only in a checkout")
     spec = importlib.util.spec_from_file_location("update_training", tool)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_table_of_recorded_runs(tmp_path):
+    """The page's table is made from the files of a run."""
+    module = recording_tool()
     assert module.table(tmp_path) == "No run is recorded yet."
     assert main(lstm(tmp_path / "ctl-lstm", seed=5)) == 0
     score = json.loads((tmp_path / "ctl-lstm" / "result.json").read_text())["test"]["last"]["iid"]["accuracy"]

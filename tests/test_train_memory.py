@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_tasks_babi import folder  # noqa: F401
-from test_train import command, few_samples  # noqa: F401
+from test_train import command, few_samples, recording_tool  # noqa: F401
 from test_train_resume import StopsAt, check_same
 
 from sysgen import tasks, train
@@ -58,10 +58,21 @@ def test_babi_from_the_command_line(folder, tmp_path, capsys):  # noqa: F811
     assert "holds no files qa" in capsys.readouterr().err
 
 
+@pytest.mark.cuda
+def test_the_ntm_is_refused_on_a_gpu(tmp_path):
+    with pytest.raises(train.SettingsError, match="no CUDA kernels yet"):
+        train.run("copy", "ntm", output=tmp_path, device="cuda")
+
+
 def test_figures_of_bits(tmp_path):
     pytest.importorskip("matplotlib")
     for seed in (0, 1):
         assert main(command("copy", "dnc-d", tmp_path / str(seed), {**TINY_BITS, "seed": seed})) == 0
+    tool = recording_tool()
+    results = [json.loads((tmp_path / str(seed) / "result.json").read_text()) for seed in (0, 1)]
+    wrong = "; ".join(f"{result['test']['last']['iid']['wrong']:.2f}" for result in results)
+    assert f"| {wrong} |" in tool.table(tmp_path) and tool.table(tmp_path).count("`copy dnc-d`, seeds [0]") == 1
+    assert tool.draw(tmp_path) == ["copy.svg"] and "DNC-D (2 runs)" in (tmp_path / "copy.svg").read_text()
     assert "wrong bits" in (tmp_path / "0" / "curves.svg").read_text()
     train.plot_runs({"DNC-D": [tmp_path / "0", tmp_path / "1"], "one": tmp_path / "0"}, tmp_path / "all")
     drawn = (tmp_path / "all.svg").read_text()

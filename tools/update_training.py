@@ -74,7 +74,7 @@ def collect(folder):
             bits.setdefault((run[1]["task"], run[1]["model"]), []).append(run)
         else:
             others.append(run)
-    return others, bits
+    return others, dict(sorted(bits.items()))
 
 
 def table(folder=RESULTS):
