@@ -3,24 +3,18 @@
 import functools
 import importlib.util
 import shutil
-import subprocess
 import sys
 import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cmake_build import cmake_build
 
 from sysgen.ops import _core_call, _cvmm_ops, _dnc_ops, routing
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / f"emulated-{sysconfig.get_config_var('SOABI')}"
-
-
-def _run(*command):
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{(result.stdout + result.stderr)[-4000:]}")
 
 
 @functools.cache
@@ -30,16 +24,15 @@ def _load(target):
         return None, f"building the emulated core needs {', '.join(missing) or 'pybind11'}"
     import pybind11
 
-    _run(
-        "cmake",
-        f"-S{ROOT}",
-        f"-B{BUILD}",
+    cmake_build(
+        ROOT,
+        BUILD,
+        target,
         "-GNinja",
         "-DSYSGEN_EMULATOR=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     )
-    _run("cmake", "--build", str(BUILD), "--target", target)
     (path,) = BUILD.glob(f"{target}*.so")
     spec = importlib.util.spec_from_file_location(f"sysgen.{target}", path)
     module = importlib.util.module_from_spec(spec)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cmake_build import cmake_build
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "emulator"
@@ -44,11 +45,7 @@ def build(group):
         pytest.skip(reason)
     generator = ["-GNinja"] if shutil.which("ninja") and not (BUILD / "Makefile").exists() else []
     compiler = os.environ.get("CXX", "g++")
-    configure = ["cmake", f"-S{ROOT / 'tests/emulator'}", f"-B{BUILD}", f"-DCMAKE_CXX_COMPILER={compiler}", *generator]
-    for command in (configure, ["cmake", "--build", BUILD, "--target", group, "--parallel", str(os.cpu_count())]):
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout[-8000:]}")
+    cmake_build(ROOT / "tests/emulator", BUILD, group, f"-DCMAKE_CXX_COMPILER={compiler}", *generator)
 
 
 def run(program, *arguments, order="forward", timeout=300, **options):
