@@ -90,9 +90,10 @@ def _read(files, changed):
     """
     ids = {"-": 0, "?": 1, UNKNOWN: 2}
 
+    @functools.lru_cache(maxsize=None)  # few sentences that differ are most of the text
     def words(text):
         known = (w if w.isalpha() or w in PUNCTUATION else UNKNOWN for w in _WORD.findall(text.lower()))
-        return [ids.setdefault(word, len(ids)) for word in known]
+        return tuple(ids.setdefault(word, len(ids)) for word in known)
 
     read = []
     for _, _, path in files:
@@ -122,7 +123,7 @@ def _table(stories, think_steps):
             answers += [0] * len(words)
             if answer is not None:
                 tokens += [0] * (think_steps + len(answer))
-                answers += [0] * think_steps + answer
+                answers += (0,) * think_steps + answer
         offsets.append(len(tokens))
     offsets = torch.tensor(offsets)
     return {
