@@ -90,7 +90,7 @@ def _read(files, changed):
     """
     ids = {"-": 0, "?": 1, UNKNOWN: 2}
 
-    @functools.lru_cache(maxsize=None)  # few sentences that differ are most of the text
+    @functools.cache  # few sentences that differ are most of the text
     def words(text):
         known = (w if w.isalpha() or w in PUNCTUATION else UNKNOWN for w in _WORD.findall(text.lower()))
         return tuple(ids.setdefault(word, len(ids)) for word in known)

@@ -426,6 +426,12 @@ _MODELS = {
     "reversal": COPY,
     "babi": BABI,
 }
-PRESETS = {
-    task: {model: {**DEFAULTS, **settings} for model, settings in models.items()} for task, models in _MODELS.items()
-}
+_WITHOUT = {"bits": {"dropout", "bucketed"}, "words": {"dropout"}}  # defaults that an architecture has no use for
+
+
+def _complete(settings):
+    unused = _WITHOUT.get(settings["architecture"], ())
+    return {name: value for name, value in {**DEFAULTS, **settings}.items() if name not in unused}
+
+
+PRESETS = {task: {model: _complete(settings) for model, settings in models.items()} for task, models in _MODELS.items()}
