@@ -28,6 +28,28 @@ else:
     settings.load_profile("sysgen")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite runs on all cores if pytest-xdist is there and no GPU is: several processes would share it.
+
+    Selected files run in this process, and so does everything with ``-n 0``, ``-s`` or ``--pdb``.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker passes here too, and must not start workers of its own
+        return
+    option, cores = config.option, len(os.sched_getaffinity(0))
+    if getattr(option, "numprocesses", 0) is None:
+        whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        alone = option.usepdb or option.capture == "no" or option.collectonly
+        if whole and not alone and cores > 1 and not torch.cuda.is_available():
+            option.numprocesses = min(cores, 8)
+    if getattr(option, "numprocesses", 0) and option.dist == "no":
+        option.dist = "loadgroup"
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # at least two: what runs in parallel is tested as such
+    torch.set_num_threads(max(2, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
