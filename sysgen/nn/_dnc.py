@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
+from .. import ops
 from ..ops import DNCState
 from ..ops._dnc_checks import check_state
 from ..ops._dnc_ops import interface_size, without_autocast
-from ..reference import dnc as operations
 from ..reference.dnc import controls, memory_step
 from . import _checks
 from ._memory_layer import MemoryLayer
@@ -112,7 +112,7 @@ class DNCBase(MemoryLayer):
         with without_autocast(x.device):
             sizes = self.num_reads, self.word_size
             control = controls(interface, *sizes, self.masked, self.sharpen, self.mask_min, self.clip)
-            *new, computed = memory_step(control, *state[2:8], self.dealloc, True, 1e-6, operations)
+            *new, computed = memory_step(control, *state[2:8], self.dealloc, True, 1e-6, ops)
         return DNCState(hidden, cell, *new), {**control, **computed}
 
     def _output(self, hidden, reads, dtype):
