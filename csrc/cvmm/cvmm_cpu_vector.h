@@ -146,15 +146,17 @@ inline void store(T* p, Vector<Accumulator<T>> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = part[i];
 }
 
-// Calls f(i, lanes) for the vectors that n numbers fill, and for the rest of them with fewer lanes. f should
-// be inlined: in the first calls `lanes` is a constant, which load and store then do not look at.
+#define SYSGEN_INLINE __attribute__((always_inline))
+
+// Calls f(i, lanes) for the vectors that n numbers fill, and for the rest of them with fewer lanes. Both are
+// inlined, if f is declared so too: what f captures stays in registers, and in all calls but the last `lanes`
+// is a constant, which load and store then do not look at.
 template <class A, class F>
-inline void each_vector(int64_t n, const F& f) {
+SYSGEN_INLINE inline void each_vector(int64_t n, const F& f) {
   int64_t i = 0;
   for (; i + kLanes<A> <= n; i += kLanes<A>) f(i, int64_t{kLanes<A>});
   if (i < n) f(i, n - i);
 }
-#define SYSGEN_INLINE __attribute__((always_inline))
 
 // Rounds float32 master weights to T, the type that they are multiplied in.
 template <class T>

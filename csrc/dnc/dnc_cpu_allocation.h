@@ -1,6 +1,6 @@
 // Allocation: a = (1 - u~) times the product of u~ over the cells used less, u~ = eps + (1 - eps) usage.
 #pragma once
-#include "dnc/dnc_cpu_layout.h"
+#include "dnc/dnc_cpu_rows.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {

@@ -9,7 +9,7 @@ namespace {
 
 enum Slot { kSlotOrder, kSlotRows, kSlotPartial, kSlotGradient };
 
-// As many threads as have 10 us of work each, at 8 numbers of memory a nanosecond or so.
+// As many threads as have 10 us of work each, at 2 numbers of memory a nanosecond or so.
 inline int useful_threads(int threads, int64_t numbers) {
   return static_cast<int>(max_of(1, min_of(threads, numbers / 20000)));
 }
