@@ -55,69 +55,57 @@ void sharpen(const A* shifted, A sharpness, int64_t cells, A* log_shifted, A* we
   clear(weights + cells, n - cells);
 }
 
-// Weights of head q of the pair from its content weights and those of the step before.
+// The weights of a head from those of the step before.
 template <class A>
-void address_fwd(const NtmSizes& s, const Pair<A>& pair, int q, const A* before, A* weights) {
-  const int64_t n = padded<A>(s.cells);
-  const A* const content = pair.content.weight + q * n;
-  const A* const shift = pair.shift + q * padded<A>(s.shifts());
-  A* const row = pair.interpolated + q * ring<A>(s);
-  const A gate = pair.gate[q];
+void address_fwd(const RingHead<A>& h, const A* before, A* weights) {
+  const int64_t n = padded<A>(h.cells);
   for (int64_t i = 0; i < n; i += kLanes<A>)
-    store(row + s.reach + i, gate * load(content + i) + (1 - gate) * load(before + i));
-  close_ring(row, s.cells, s.reach, ring<A>(s));
-  A* const shifted = pair.shifted + q * n;
+    store(h.interpolated + h.reach + i, h.gate * load(h.content + i) + (1 - h.gate) * load(before + i));
+  close_ring(h.interpolated, h.cells, h.reach, ring<A>(h.cells, h.reach));
   for (int64_t i = 0; i < n; i += kLanes<A>) {
     Vector<A> sum{};
-    for (int64_t k = 0; k < s.shifts(); ++k) sum += shift[k] * load(row + i + k);
-    store(shifted + i, sum);
+    for (int64_t k = 0; k < h.shifts(); ++k) sum += h.shift[k] * load(h.interpolated + i + k);
+    store(h.shifted + i, sum);
   }
-  clear(shifted + s.cells, n - s.cells);
-  sharpen(shifted, pair.sharpness[q], s.cells, pair.log_shifted + q * n, weights);
+  clear(h.shifted + h.cells, n - h.cells);
+  sharpen(h.shifted, h.sharpness, h.cells, h.log_shifted, weights);
 }
 
 // From dweights, the gradient of the weights (overwritten by that of the weights of the step before):
-// dcontent [n], and dgate, dsharpness and dshift [padded K] of the activated values. `row` [ring]: scratch.
+// dcontent [n], dgate, dsharpness and dshift [2 S + 1]. `row` [ring]: scratch.
 template <class A>
-void address_bwd(const NtmSizes& s, const Pair<A>& pair, int q, const A* before, const A* weights,
-                 A* dweights, A* dcontent, A* dgate, A* dsharpness, A* dshift, A* row) {
-  const int64_t n = padded<A>(s.cells);
-  const A* const content = pair.content.weight + q * n;
-  const A* const shift = pair.shift + q * padded<A>(s.shifts());
-  const A* const interpolated = pair.interpolated + q * ring<A>(s);
-  const A *const shifted = pair.shifted + q * n, *const log_shifted = pair.log_shifted + q * n;
-  const A gate = pair.gate[q], sharpness = pair.sharpness[q];
+void address_bwd(const RingHead<A>& h, const A* before, const A* weights, A* dweights, A* dcontent, A* dgate,
+                 A* dsharpness, A* dshift, A* row) {
+  const int64_t n = padded<A>(h.cells);
   const Vector<A> zero{};
 
   softmax_bwd(weights, dweights, dweights, n);
   Vector<A> by_sharpness{};
   for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const Vector<A> g = load(dweights + i), x = load(shifted + i);
-    by_sharpness += g * load(log_shifted + i);
-    store(row + s.reach + i, x <= zero ? zero : sharpness * g / x);
+    const Vector<A> g = load(dweights + i), x = load(h.shifted + i);
+    by_sharpness += g * load(h.log_shifted + i);
+    store(row + h.reach + i, x <= zero ? zero : h.sharpness * g / x);
   }
   *dsharpness = sum_of_lanes<A>(by_sharpness);
 
-  clear(dshift, padded<A>(s.shifts()));
-  for (int64_t k = 0; k < s.shifts(); ++k) {
+  for (int64_t k = 0; k < h.shifts(); ++k) {
     Vector<A> by_shift{};
     for (int64_t i = 0; i < n; i += kLanes<A>)
-      by_shift += load(row + s.reach + i) * load(interpolated + i + k);
+      by_shift += load(row + h.reach + i) * load(h.interpolated + i + k);
     dshift[k] = sum_of_lanes<A>(by_shift);
   }
-  softmax_bwd(shift, dshift, dshift, padded<A>(s.shifts()));
-  close_ring(row, s.cells, s.reach, ring<A>(s));
+  close_ring(row, h.cells, h.reach, ring<A>(h.cells, h.reach));
 
   Vector<A> by_gate{};
   for (int64_t i = 0; i < n; i += kLanes<A>) {
     Vector<A> d{};
-    for (int64_t k = 0; k < s.shifts(); ++k) d += shift[k] * load(row + i + 2 * s.reach - k);
-    by_gate += d * (load(content + i) - load(before + i));
-    store(dcontent + i, gate * d);
-    store(dweights + i, (1 - gate) * d);
+    for (int64_t k = 0; k < h.shifts(); ++k) d += h.shift[k] * load(row + i + 2 * h.reach - k);
+    by_gate += d * (load(h.content + i) - load(before + i));
+    store(dcontent + i, h.gate * d);
+    store(dweights + i, (1 - h.gate) * d);
   }
-  clear(dcontent + s.cells, n - s.cells);
-  clear(dweights + s.cells, n - s.cells);
+  clear(dcontent + h.cells, n - h.cells);
+  clear(dweights + h.cells, n - h.cells);
   *dgate = sum_of_lanes<A>(by_gate);
 }
 

@@ -42,20 +42,32 @@ struct State {
 // A row with S more numbers on either side, so that the neighbours of every cell are its neighbours in
 // memory.
 template <class A>
-int64_t ring(const NtmSizes& s) {
-  return padded<A>(padded<A>(s.cells) + 2 * s.reach);
+int64_t ring(int64_t cells, int64_t reach) {
+  return padded<A>(padded<A>(cells) + 2 * reach);
 }
+
+// One head's addressing behind its content weights.
+template <class A>
+struct RingHead {
+  int64_t cells, reach;
+  A gate, sharpness;
+  const A *content, *shift;  // [n], [2 S + 1]
+  // What forward computes for backward: the weights before the shift, [ring]; behind it, [n]; and the
+  // logarithm of these, 0 where they have none.
+  A *interpolated, *shifted, *log_shifted;
+
+  int64_t shifts() const { return 2 * reach + 1; }
+};
 
 // What one step of a pair of heads computes on its way.
 template <class A>
 struct Pair {
-  Content<A> content;        // of both heads
-  A *gate, *sharpness;       // [2]
-  A *erase, *add;            // [W]
-  A* shift;                  // [2][padded K]
-  A* interpolated;           // [2][ring]
-  A *shifted, *log_shifted;  // [2][n]; the logarithm is 0 where `shifted` has none
-  A* memory;                 // [W][n], behind the write; unused for the last pair
+  Content<A> content;                       // of both heads
+  A *gate, *sharpness;                      // [2]
+  A *erase, *add;                           // [W]
+  A* shift;                                 // [2][padded K]
+  A *interpolated, *shifted, *log_shifted;  // of both heads, see RingHead
+  A* memory;                                // [W][n], behind the write; unused for the last pair
 
   Pair(Carver<A>& carver, const NtmSizes& s) : content(carver, s, 2) {
     const int64_t n = padded<A>(s.cells);
@@ -64,10 +76,22 @@ struct Pair {
     erase = carver.take(s.width);
     add = carver.take(s.width);
     shift = carver.take(2 * padded<A>(s.shifts()));
-    interpolated = carver.take(2 * ring<A>(s));
+    interpolated = carver.take(2 * ring<A>(s.cells, s.reach));
     shifted = carver.take(2 * n);
     log_shifted = carver.take(2 * n);
     memory = carver.take(s.reads > 1 ? s.width * n : 0);
+  }
+  RingHead<A> head(const NtmSizes& s, int q) const {
+    const int64_t n = padded<A>(s.cells);
+    return {s.cells,
+            s.reach,
+            gate[q],
+            sharpness[q],
+            content.weight + q * n,
+            shift + q * padded<A>(s.shifts()),
+            interpolated + q * ring<A>(s.cells, s.reach),
+            shifted + q * n,
+            log_shifted + q * n};
   }
 };
 

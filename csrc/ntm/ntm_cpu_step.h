@@ -64,7 +64,7 @@ void memory_step_fwd(const NtmSizes& s, const Interface& at, const State<A>& pre
     content_finish(pair.content, s, 2);
     for (int q = 0; q < 2; ++q) {
       const int64_t row = (2 * p + q) * n;
-      address_fwd(s, pair, q, prev.weights + row, next.weights + row);
+      address_fwd(pair.head(s, q), prev.weights + row, next.weights + row);
     }
     const A *const reading = next.weights + 2 * p * n, *const writing = reading + n;
     for (int64_t w = 0; w < s.width; ++w) {

@@ -16,7 +16,7 @@ struct StepScratch {
 
   StepScratch(Carver<A>& carver, const NtmSizes& s)
       : dcontent(carver.take(2 * padded<A>(s.cells))),
-        row(carver.take(ring<A>(s))),
+        row(carver.take(ring<A>(s.cells, s.reach))),
         dgate(carver.take(2)),
         dsharpness(carver.take(2)),
         dshift(carver.take(2 * padded<A>(s.shifts()))),
@@ -56,8 +56,12 @@ void memory_step_bwd(const NtmSizes& s, const Interface& at, const State<A>& pre
 
     for (int q = 0; q < 2; ++q) {
       const int64_t row = (2 * p + q) * n;
-      address_bwd(s, pair, q, prev.weights + row, next.weights + row, grad.weights + row, b.dcontent + q * n,
-                  b.dgate + q, b.dsharpness + q, b.dshift + q * padded<A>(s.shifts()), b.row);
+      const int64_t shifts = padded<A>(s.shifts());
+      A* const dshift = b.dshift + q * shifts;
+      clear(dshift, shifts);
+      address_bwd(pair.head(s, q), prev.weights + row, next.weights + row, grad.weights + row,
+                  b.dcontent + q * n, b.dgate + q, b.dsharpness + q, dshift, b.row);
+      softmax_bwd(pair.shift + q * shifts, dshift, dshift, shifts);
     }
     content_bwd_prepare(pair.content, s, 2, b.dcontent, b.content);
     content_bwd_pass(pair.content, s, 2, memory, grad.memory, b.content);
