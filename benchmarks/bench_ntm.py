@@ -19,14 +19,12 @@ SIZES = {
 @pytest.mark.parametrize("passes", ["forward", "forward+backward"])
 def test_ntm_sequence(curve, request, device, passes, name):
     """From the initial state, shifts of at most one cell."""
-    if device.type != "cpu":
-        pytest.skip("there are no CUDA kernels of it yet")
     steps, batch, inputs, hidden, cells, words, heads = SIZES[name]
     if request.config.getoption("benchmark_disable"):
         steps, batch, cells = 3, 2, 8
-    ntm = sysgen.nn.NTM(inputs, 1, hidden, cells, words, heads)
+    ntm = sysgen.nn.NTM(inputs, 1, hidden, cells, words, heads, device=device)
     weights = ntm.weight_input, ntm.weight_hidden, ntm.weight_reads, ntm.bias, ntm.interface.weight, ntm.interface.bias
-    x, state = torch.randn(steps, batch, inputs).requires_grad_(), ntm.initial_state(batch)
+    x, state = torch.randn(steps, batch, inputs, device=device).requires_grad_(), ntm.initial_state(batch)
     backward = passes != "forward"
     # Of a pair of heads: two dot products and norms with every cell, a read, and a write of three operations.
     products = sum(w.numel() for w in weights[:3]) + ntm.interface.weight.numel() + heads * cells * words * 8

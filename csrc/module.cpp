@@ -8,10 +8,10 @@
 #include "dnc/dnc_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
 #include "links/links_bind.h"
+#include "ntm/ntm_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
 #include "gated_update/gated_update_bind.h"
-#include "ntm/ntm_bind.h"
 #include "tasks/tasks_bind.h"
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)
@@ -42,9 +42,9 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_geometric_attention(m);
   sysgen::register_content(m);
   sysgen::register_links(m);
+  sysgen::register_ntm(m);
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_gated_update(m);
-  sysgen::register_ntm(m);
   sysgen::register_tasks(m);
 #endif
 #if defined(SYSGEN_DRIVER_LAUNCH)

@@ -432,6 +432,7 @@ def ntm_sequence_fwd(
     cells: int,
     options: NtmOptions,
     num_threads: int,
+    stream: int,
     /,
 ) -> None: ...
 def ntm_sequence_bwd(
@@ -455,6 +456,7 @@ def ntm_sequence_bwd(
     cells: int,
     options: NtmOptions,
     num_threads: int,
+    stream: int,
     /,
 ) -> None: ...
 

@@ -32,7 +32,6 @@ OPERATIONS = {
     "dnc_sequence": ("dnc_sequence_fwd", "dnc_sequence_bwd"),
     "ntm_sequence": ("ntm_sequence_fwd", "ntm_sequence_bwd"),
 }
-CPU_ONLY = {"ntm_sequence"}
 
 
 def _gpus():
@@ -96,8 +95,6 @@ def _backends(gpus):
         if not registered:
             reason = "no: for looking at only, computed by the reference"
             backends[op].update(cpu=reason, cuda=reason)
-        elif op in CPU_ONLY:
-            backends[op]["cuda"] = "no: there are no CUDA kernels of it yet"
     return backends
 
 

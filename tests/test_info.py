@@ -68,6 +68,6 @@ def test_the_route_of_every_operation(monkeypatch, route, archs, torch_has_cuda,
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: torch_has_cuda)
     backends = info._backends([{**GPU, "capability": capability}] if capability else [])
     assert set(backends) == set(info.OPERATIONS)
-    for op in ("route", "cvmm", "moe_ffn", "geometric_attention", "dnc_sequence"):
+    for op in ("route", "cvmm", "moe_ffn", "geometric_attention", "dnc_sequence", "ntm_sequence"):
         assert backends[op]["cuda"].startswith(answer) and backends[op]["cpu"] == "yes (avx2)"
     assert backends["geometric_attention_weights"]["cpu"].startswith("no: ")

@@ -91,8 +91,8 @@ def gated_update_samples(dtype, device, lead=(6,), d=5, h=7, **_):
 
 
 def ntm_samples(dtype, device, lead=(6,), k=2, **_):
-    """The Neural Turing Machine's: as many steps as tokens, k pairs of heads. CPU, float32 and float64 only."""
-    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+    """The Neural Turing Machine's: as many steps as tokens, k pairs of heads. float32 and float64 only."""
+    if dtype not in (torch.float32, torch.float64):
         return {"ntm_sequence_fwd": [], "ntm_sequence_bwd": []}
     g = torch.Generator().manual_seed(0)
     steps, b, x, h, n, w, p, max_shift = lead[0], 2, 3, 4, 5, 2, max(k, 1), 2
@@ -101,7 +101,7 @@ def ntm_samples(dtype, device, lead=(6,), k=2, **_):
     state = [values(g, shape, dtype, device).abs() / 10 for shape in shapes]
     shapes = (4 * h, x), (4 * h,), (4 * h, h), (4 * h, p * w), (interface, h), (interface,)
     weights = [values(g, shape, dtype, device) for shape in shapes]
-    lengths, options = torch.tensor([steps, steps // 2]), (max_shift, 1e-6, 2)
+    lengths, options = torch.tensor([steps, steps // 2], device=device), (max_shift, 1e-6, 2)
     forward = (values(g, (steps, b, x), dtype, device), *weights, lengths, *state, *options, True)
     gates, hidden, reads, checkpoints, *_ = torch.ops.sysgen.ntm_sequence_fwd(*forward)
     backward = (gates, hidden, reads, checkpoints, *weights[2:], lengths, hidden, None, None, *state[1:], n, *options)

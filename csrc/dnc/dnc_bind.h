@@ -9,6 +9,7 @@
 #include "common/run.h"
 #include "common/tensor_caster.h"
 #include "dnc/dnc.h"
+#include "dnc/sequence_backends.h"
 
 namespace sysgen {
 
@@ -87,44 +88,20 @@ inline int dnc_threads(const DncSizes& s, int threads) {
   return static_cast<int>(std::max<int64_t>(1, useful));
 }
 
-// The backends of one pass; null where a build has none.
-template <class Args>
-struct DncBackends {
-  int64_t (*cpu_scratch)(const DncSizes&, int threads);
-  void (*cpu)(const Args&);
-  int64_t (*cuda_scratch)(const DncSizes&, int device_index);
-  void (*cuda)(const Args&, int device_index, void* stream);
-  int64_t (*cpu_checkpoint)(const DncSizes&) = SYSGEN_IF_CPU(&dnc_checkpoint_numel);
-  int64_t (*cuda_checkpoint)(const DncSizes&) = SYSGEN_IF_CUDA(&dnc_cuda_checkpoint_numel);
-
-  // Elements of a sample's checkpoint.
-  int64_t checkpoint_numel(const char* op, const DncSizes& s, const TensorView& where) const {
-    if (runs_on_cpu(where) && cpu) return cpu_checkpoint(s);
-    if (!runs_on_cuda(where) || !cuda) no_device(op, where);
-    return cuda_checkpoint(s);
-  }
-  int64_t scratch_bytes(const char* op, const DncSizes& s, const TensorView& where, int threads) const {
-    if (runs_on_cpu(where) && cpu) return cpu_scratch(s, dnc_threads(s, threads));
-    if (!runs_on_cuda(where) || !cuda) no_device(op, where);
-    return cuda_scratch(s, where.device_index);
-  }
-  void run(const char* op, Args& a, const TensorView& where, const TensorView& scratch, int threads,
-           uintptr_t stream) const {
-    check_device(op, "scratch", scratch, where);
-    check(scratch.numel() * size_of(scratch.dtype) >= scratch_bytes(op, a.s, where, threads), op,
-          ": scratch too small");
-    a.scratch = scratch.data;
-    a.threads = dnc_threads(a.s, threads);
-    pybind11::gil_scoped_release release;
-    runs_on_cpu(where) && cpu ? cpu(a) : cuda(a, where.device_index, reinterpret_cast<void*>(stream));
-  }
-};
-inline constexpr DncBackends<DncFwdArgs> kDncFwd{
-    SYSGEN_IF_CPU(&dnc_fwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&dnc_fwd_cpu),
-    SYSGEN_IF_CUDA(&dnc_fwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&dnc_fwd_cuda)};
-inline constexpr DncBackends<DncBwdArgs> kDncBwd{
-    SYSGEN_IF_CPU(&dnc_bwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&dnc_bwd_cpu),
-    SYSGEN_IF_CUDA(&dnc_bwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&dnc_bwd_cuda)};
+inline constexpr SequenceBackends<DncFwdArgs> kDncFwd{&dnc_threads,
+                                                      SYSGEN_IF_CPU(&dnc_fwd_cpu_scratch_bytes),
+                                                      SYSGEN_IF_CPU(&dnc_fwd_cpu),
+                                                      SYSGEN_IF_CPU(&dnc_checkpoint_numel),
+                                                      SYSGEN_IF_CUDA(&dnc_fwd_cuda_scratch_bytes),
+                                                      SYSGEN_IF_CUDA(&dnc_fwd_cuda),
+                                                      SYSGEN_IF_CUDA(&dnc_cuda_checkpoint_numel)};
+inline constexpr SequenceBackends<DncBwdArgs> kDncBwd{&dnc_threads,
+                                                      SYSGEN_IF_CPU(&dnc_bwd_cpu_scratch_bytes),
+                                                      SYSGEN_IF_CPU(&dnc_bwd_cpu),
+                                                      SYSGEN_IF_CPU(&dnc_checkpoint_numel),
+                                                      SYSGEN_IF_CUDA(&dnc_bwd_cuda_scratch_bytes),
+                                                      SYSGEN_IF_CUDA(&dnc_bwd_cuda),
+                                                      SYSGEN_IF_CUDA(&dnc_cuda_checkpoint_numel)};
 
 inline void register_dnc(pybind11::module_& m) {
   namespace py = pybind11;

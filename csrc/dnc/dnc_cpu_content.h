@@ -19,7 +19,7 @@ inline void by_heads(int64_t heads, const F& f) {
 
 template <class A>
 inline Vector<A> vsqrt(Vector<A> x) {
-  Vector<A> y;
+  Vector<A> y{};
   for (int i = 0; i < kLanes<A>; ++i)
     y[i] = __is_same(A, double) ? A(__builtin_sqrt(x[i])) : A(__builtin_sqrtf(float(x[i])));
   return y;

@@ -91,4 +91,12 @@ int64_t ntm_bwd_cpu_scratch_bytes(const NtmSizes& s, int threads);
 void ntm_fwd_cpu(const NtmFwdArgs& args);
 void ntm_bwd_cpu(const NtmBwdArgs& args);
 
+// On CUDA a checkpoint has no padding and neither h nor reads, `threads` is not used, and scratch also
+// depends on the device.
+int64_t ntm_cuda_checkpoint_numel(const NtmSizes& s);
+int64_t ntm_fwd_cuda_scratch_bytes(const NtmSizes& s, int device_index);
+int64_t ntm_bwd_cuda_scratch_bytes(const NtmSizes& s, int device_index);
+void ntm_fwd_cuda(const NtmFwdArgs& args, int device_index, void* stream);
+void ntm_bwd_cuda(const NtmBwdArgs& args, int device_index, void* stream);
+
 }  // namespace sysgen

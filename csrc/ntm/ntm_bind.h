@@ -8,6 +8,7 @@
 
 #include "common/run.h"
 #include "common/tensor_caster.h"
+#include "dnc/sequence_backends.h"
 #include "ntm/ntm.h"
 
 namespace sysgen {
@@ -77,25 +78,35 @@ inline int ntm_threads(const NtmSizes& s, int threads) {
   return static_cast<int>(std::max<int64_t>(1, useful));
 }
 
+inline constexpr SequenceBackends<NtmFwdArgs> kNtmFwd{&ntm_threads,
+                                                      SYSGEN_IF_CPU(&ntm_fwd_cpu_scratch_bytes),
+                                                      SYSGEN_IF_CPU(&ntm_fwd_cpu),
+                                                      SYSGEN_IF_CPU(&ntm_checkpoint_numel),
+                                                      SYSGEN_IF_CUDA(&ntm_fwd_cuda_scratch_bytes),
+                                                      SYSGEN_IF_CUDA(&ntm_fwd_cuda),
+                                                      SYSGEN_IF_CUDA(&ntm_cuda_checkpoint_numel)};
+inline constexpr SequenceBackends<NtmBwdArgs> kNtmBwd{&ntm_threads,
+                                                      SYSGEN_IF_CPU(&ntm_bwd_cpu_scratch_bytes),
+                                                      SYSGEN_IF_CPU(&ntm_bwd_cpu),
+                                                      SYSGEN_IF_CPU(&ntm_checkpoint_numel),
+                                                      SYSGEN_IF_CUDA(&ntm_bwd_cuda_scratch_bytes),
+                                                      SYSGEN_IF_CUDA(&ntm_bwd_cuda),
+                                                      SYSGEN_IF_CUDA(&ntm_cuda_checkpoint_numel)};
+
 // What forward and backward have in common.
 template <class Args>
 void check_ntm_sequence(const char* op, Args& a, const TensorView& gates, const TensorView& w_interface,
                         const TensorView& b_interface, const TensorView& h_out, const TensorView& reads_out,
-                        const std::optional<TensorView>& checkpoints) {
+                        const std::optional<TensorView>& checkpoints,
+                        const SequenceBackends<Args>& backends) {
   const NtmSizes& s = a.s;
   a.w.interface = check_dense(op, "weight_interface", w_interface, s.dtype, {s.interface(), s.hidden}, gates);
   a.w.interface_bias = check_dense(op, "bias_interface", b_interface, s.dtype, {s.interface()}, gates);
   a.gates = check_dense(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
   a.h_out = check_dense(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
   a.reads_out = check_dense(op, "reads", reads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);
-  if (!runs_on_cpu(gates)) no_device(op, gates);
   a.checkpoints = check_dense(op, "checkpoints", checkpoints, s.dtype,
-                              {ntm_num_chunks(s), s.batch, ntm_checkpoint_numel(s)}, gates);
-}
-
-inline void* ntm_scratch(const char* op, const TensorView& scratch, int64_t bytes) {
-  check(scratch.numel() * size_of(scratch.dtype) >= bytes, op, ": scratch too small");
-  return scratch.data;
+                              {ntm_num_chunks(s), s.batch, backends.checkpoint_numel(op, s, gates)}, gates);
 }
 
 inline void register_ntm(pybind11::module_& m) {
@@ -103,19 +114,22 @@ inline void register_ntm(pybind11::module_& m) {
   using T = const TensorView&;
   using M = const std::optional<TensorView>&;
   using S = const NtmStateViews&;
-  py::class_<NtmOptions>(m, "NtmOptions").def(py::init([](int64_t max_shift, double eps, int64_t chunk) {
-    return NtmOptions{max_shift, eps, chunk};
-  }));
+  py::class_<NtmOptions>(m, "NtmOptions", py::module_local())  // the test builds have their own
+      .def(py::init(
+          [](int64_t max_shift, double eps, int64_t chunk) { return NtmOptions{max_shift, eps, chunk}; }));
+#if !defined(SYSGEN_EMULATOR)
   m.def("ntm_vector_bytes", &ntm_vector_bytes);
+#endif
   m.def("ntm_sequence_scratch_bytes",
         [](T gates, T reads, int64_t cells, const NtmOptions& o, bool backward, int threads) {
-          const NtmSizes s = ntm_sizes("ntm_sequence", gates, reads, cells, std::nullopt, o);
-          const int use = ntm_threads(s, threads);
-          return backward ? ntm_bwd_cpu_scratch_bytes(s, use) : ntm_fwd_cpu_scratch_bytes(s, use);
+          const char* op = backward ? "ntm_sequence_bwd" : "ntm_sequence";
+          const NtmSizes s = ntm_sizes(op, gates, reads, cells, std::nullopt, o);
+          return backward ? kNtmBwd.scratch_bytes(op, s, gates, threads)
+                          : kNtmFwd.scratch_bytes(op, s, gates, threads);
         });
   m.def("ntm_sequence_fwd", [](T gates, T w_hidden, T w_reads, T w_interface, T b_interface, M lengths,
                                S initial, S final, T h_out, T reads_out, M checkpoints, T scratch,
-                               int64_t cells, const NtmOptions& o, int threads) {
+                               int64_t cells, const NtmOptions& o, int threads, uintptr_t stream) {
     const char* op = "ntm_sequence";
     NtmFwdArgs a{};
     a.s = ntm_sizes(op, gates, reads_out, cells, lengths, o);
@@ -124,16 +138,13 @@ inline void register_ntm(pybind11::module_& m) {
     a.w.reads = check_dense(op, "weight_reads", w_reads, s.dtype, {4 * s.hidden, s.reads * s.width}, gates);
     a.initial = check_ntm_state(op, initial, s, gates);
     a.final = check_ntm_state(op, final, s, gates);
-    check_ntm_sequence(op, a, gates, w_interface, b_interface, h_out, reads_out, checkpoints);
-    a.threads = ntm_threads(s, threads);
-    a.scratch = ntm_scratch(op, scratch, ntm_fwd_cpu_scratch_bytes(s, a.threads));
-    py::gil_scoped_release release;
-    ntm_fwd_cpu(a);
+    check_ntm_sequence(op, a, gates, w_interface, b_interface, h_out, reads_out, checkpoints, kNtmFwd);
+    kNtmFwd.run(op, a, gates, scratch, threads, stream);
   });
   m.def("ntm_sequence_bwd", [](T gates, T w_hidden_t, T w_reads_t, T w_interface, T w_interface_t,
                                T b_interface, M lengths, T h_out, T reads_out, T checkpoints, M dh_out,
                                M dreads_out, S dfinal, T dgates, T dinterface, S dinitial, T scratch,
-                               int64_t cells, const NtmOptions& o, int threads) {
+                               int64_t cells, const NtmOptions& o, int threads, uintptr_t stream) {
     const char* op = "ntm_sequence_bwd";
     NtmBwdArgs a{};
     a.s = ntm_sizes(op, gates, reads_out, cells, lengths, o);
@@ -149,11 +160,8 @@ inline void register_ntm(pybind11::module_& m) {
     a.dgates = check_dense(op, "dgates", dgates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
     a.dinterface = check_dense(op, "dinterface", dinterface, s.dtype, {s.steps, s.batch, size}, gates);
     a.dinitial = check_ntm_state(op, dinitial, s, gates);
-    check_ntm_sequence(op, a, gates, w_interface, b_interface, h_out, reads_out, checkpoints);
-    a.threads = ntm_threads(s, threads);
-    a.scratch = ntm_scratch(op, scratch, ntm_bwd_cpu_scratch_bytes(s, a.threads));
-    py::gil_scoped_release release;
-    ntm_bwd_cpu(a);
+    check_ntm_sequence(op, a, gates, w_interface, b_interface, h_out, reads_out, checkpoints, kNtmBwd);
+    kNtmBwd.run(op, a, gates, scratch, threads, stream);
   });
 }
 

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
+from .. import ops
 from ..ops import NTMState
 from ..ops._dnc_ops import without_autocast
 from ..ops._ntm_checks import check_state
 from ..ops._ntm_ops import interface_size
-from ..reference import ntm as operations
 from ..reference.ntm import controls, memory_step
 from . import _checks
 from ._memory_layer import MemoryLayer
@@ -86,7 +86,7 @@ class NTMBase(MemoryLayer):
         hidden, cell, interface = self._control(x, state)
         with without_autocast(x.device):
             control = controls(interface, self.num_heads, self.word_size, self.max_shift)
-            new = memory_step(control, *state[2:5], 1e-6, operations)
+            new = memory_step(control, *state[2:5], 1e-6, ops)
         return NTMState(hidden, cell, *new), control
 
     def _output(self, hidden, reads, dtype):

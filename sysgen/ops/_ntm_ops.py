@@ -1,14 +1,14 @@
 """Registered operations of the Neural Turing Machine's recurrence: allocation and one core call each. Arguments as in
 csrc/ntm/ntm.h.
 
-A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. Rows of a checkpoint are padded to whole vectors
-of the processor.
+A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. A checkpoint on the CPU is a state whose rows are
+padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
 """
 
 import torch
 
 from .._alloc import empty
-from .._library import define_op
+from .._library import define_op, raw_stream
 from .._load import core
 from ._core_call import dense
 from ._dnc_ops import without_autocast
@@ -27,13 +27,15 @@ def interface_size(num_heads, word_size, max_shift):
 
 def _checkpoint_numel(state, dtype):
     state = NTMState(*state)
+    _, cells, width = state.memory.shape
+    heads, hidden = state.reads.shape[1], state.hidden.shape[1]
+    if state.memory.is_cuda or core.emulated:
+        return cells * (width + 2 * heads) + hidden
     lanes = core.ntm_vector_bytes() // dtype.itemsize
 
     def padded(n):
         return (n + lanes - 1) // lanes * lanes
 
-    _, cells, width = state.memory.shape
-    heads, hidden = state.reads.shape[1], state.hidden.shape[1]
     return padded(cells) * (width + 2 * heads) + padded(heads * width) + 2 * padded(hidden)
 
 
@@ -52,7 +54,7 @@ def _fwd_outputs(new, input, state, chunk, save):
 def _scratch(gates, reads, cells, options, backward):
     threads = torch.get_num_threads()
     size = core.ntm_sequence_scratch_bytes(gates, reads, cells, options, backward, threads)
-    return empty(gates, size, torch.uint8), cells, options, threads
+    return empty(gates, size, torch.uint8), cells, options, threads, raw_stream(gates)
 
 
 def _fwd(input, weight_input, bias, weight_hidden, weight_reads, weight_interface, bias_interface, lengths, *rest):

@@ -51,8 +51,8 @@ def ntm_sequence(
         (hidden [T, B, H] and reads [T, B, P, W] in the input's dtype, the :class:`NTMState` after the last step).
 
     Raises:
-        TypeError, ValueError: an argument that does not fit, by its name. There are no CUDA kernels yet
-        (NotImplementedError), and no second derivatives (RuntimeError).
+        TypeError, ValueError: an argument that does not fit, by its name. There are no second derivatives
+        (RuntimeError).
     """
     weights = {
         "weight_input": weight_input,
