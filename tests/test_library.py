@@ -137,14 +137,13 @@ def links_samples(dtype, device, lead=(6,), k=2, h=7, **_):
 
     usage, w, p, kept, d = (cells(h) for _ in range(5))
     link, dlink, read, dread, gate = cells(h, h), cells(h, h), cells(k, h), cells(k, h), cells(k)
-    expanded = usage[:, :1].expand(lead[0], h)
     sharp, steps = (link, read, gate, gate + 1), (link.mT.contiguous().mT, p, w)
     return {
         "retention_fwd": [(read, gate)],
         "retention_bwd": [(read, gate, d)],
-        "usage_update_fwd": [(usage, w, kept), (expanded, w, kept)],
+        "usage_update_fwd": [(usage, w, kept)],
         "usage_update_bwd": [(usage, w, kept, d)],
-        "allocation_fwd": [(usage, 1e-6), (expanded, 1e-6)],
+        "allocation_fwd": [(usage, 1e-6)],
         "allocation_bwd": [(usage, d, 1e-6)],
         "link_update_fwd": [steps],
         "link_update_bwd": [(*steps, dlink, d), (*steps, None, d), (*steps, dlink, None)],
