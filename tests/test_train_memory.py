@@ -58,12 +58,6 @@ def test_babi_from_the_command_line(folder, tmp_path, capsys):  # noqa: F811
     assert "holds no files qa" in capsys.readouterr().err
 
 
-@pytest.mark.cuda
-def test_the_ntm_is_refused_on_a_gpu(tmp_path):
-    with pytest.raises(train.SettingsError, match="no CUDA kernels yet"):
-        train.run("copy", "ntm", output=tmp_path, device="cuda")
-
-
 def test_figures_of_bits(tmp_path):
     pytest.importorskip("matplotlib")
     for seed in (0, 1):

@@ -66,8 +66,6 @@ def run(
     settings["device"] = device.type  # a run cannot move: the generators of the two kinds differ
     if settings["execution"] == "graph" and device.type != "cuda":
         raise SettingsError(f"execution = 'graph' needs a CUDA device, got {device}")
-    if settings.get("memory") == "ntm" and device.type == "cuda":
-        raise SettingsError(f"model {model!r} has no CUDA kernels yet: device must be cpu, got {device}")
     if checkpoint_every is not None and (not isinstance(checkpoint_every, int) or checkpoint_every < 1):
         raise SettingsError(f"checkpoint_every must be a whole number of at least 1, got {checkpoint_every!r}")
     if time_limit is not None and not (isinstance(time_limit, (int, float)) and time_limit > 0):
