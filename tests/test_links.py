@@ -15,7 +15,7 @@ NAMES = ("retention", "usage_update", "allocation", "link_update", "link_read")
 
 # (B, N, R): ones, both sides of vectors, warps and tiles, more heads than share a pass
 SHAPES = [(2, 5, 2), (1, 1, 1), (3, 2, 8), (2, 31, 3), (1, 32, 4), (2, 33, 8), (1, 70, 9)]
-LARGE = [(1, 132, 3), (2, 300, 5)]  # several tiles or blocks of rows
+LARGE = [(1, 132, 3), (2, 300, 5), (1, 1000, 2)]  # several tiles or blocks of rows
 EMPTY = [(0, 5, 2), (2, 4, 0), (2, 0, 3)]
 
 
@@ -335,6 +335,31 @@ def test_what_does_not_fit_is_refused():
         ops.usage_update(t(1, 3), t(1, 3), t(1, 3), 1)
     with pytest.raises(ValueError, match="free_gate"):
         ops.retention(t(1, 2, 3), t(1, 3))
+
+
+# ---- inside torch
+
+
+def test_compile_forward_and_backward(device):
+    """One graph without breaks, for any number of cells."""
+    torch._dynamo.reset()
+
+    def step(link, precedence, write_weights, read_weights, free_gate, usage, sharpness):
+        kept = ops.retention(read_weights, free_gate)
+        allocated = ops.allocation(ops.usage_update(usage, write_weights, kept, False))
+        link, precedence = ops.link_update(link, precedence, allocated / 2)
+        forward, backward = ops.link_read(link, read_weights, sharpness)
+        return (forward * backward).sum() + precedence.square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (5, 9):
+        g = torch.Generator().manual_seed(n)
+        shapes = (2, n, n), (2, n), (2, n), (2, 3, n), (2, 3), (2, n), (2, 3)
+        leaves = [(torch.rand(shape, generator=g) / n).to(device).requires_grad_() for shape in shapes]
+        y, expected = compiled(*leaves), step(*leaves)
+        torch.testing.assert_close(y, expected)
+        for a, b in zip(torch.autograd.grad(y, leaves), torch.autograd.grad(expected, leaves)):
+            torch.testing.assert_close(a, b)
 
 
 # ---- repeatability
