@@ -5,9 +5,6 @@ State (usage, links, precedence, read and write weights) is float32 or float64, 
 also under autocast: keep it in float32 beside a network in half precision. Gates and sharpness may be bfloat16 or
 float16; their gradients come back in their own dtype. Results are bitwise repeatable. Derivatives are exact up to
 rounding: the first by fused kernels, which save no further N², the second and higher ones through the definition.
-
-Each raises TypeError for what is no tensor or has another dtype, and ValueError for a shape, device or number that does
-not fit.
 """
 
 from . import _links_autograd as autograd
@@ -25,6 +22,10 @@ def retention(read_weights, free_gate):
 
     Returns:
         [B, N].
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: a shape, device or number that does not fit.
     """
     arguments = memory_arguments("retention", {"read_weights": (read_weights, "BRN")}, {"free_gate": (free_gate, "BR")})
     return autograd.retention(arguments)
@@ -42,6 +43,10 @@ def usage_update(usage, write_weights, retention, detach_write=True):
 
     Returns:
         [B, N].
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: a shape, device or number that does not fit.
     """
     op = "usage_update"
     check_flag(op, "detach_write", detach_write)
@@ -65,6 +70,8 @@ def allocation(usage, eps=1e-6):
         [B, N].
 
     Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: a shape, device or number that does not fit.
         NotImplementedError: more than 4096 cells on CUDA.
     """
     (usage,) = memory_arguments("allocation", {"usage": (usage, "BN")})
@@ -83,6 +90,10 @@ def link_update(link, precedence, write_weights):
 
     Returns:
         (link, precedence) after the write, [B, N, N] and [B, N].
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: a shape, device or number that does not fit.
     """
     return autograd.link_update(
         memory_arguments(
@@ -108,6 +119,10 @@ def link_read(link, read_weights, sharp_forward=None, sharp_backward=None, eps=1
 
     Returns:
         (forward, backward), each [B, R, N].
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: a shape, device or number that does not fit.
     """
     op = "link_read"
     arguments = memory_arguments(
