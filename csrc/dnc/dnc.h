@@ -36,11 +36,39 @@ struct DncSizes {
   const int64_t* lengths;  // [B] or null
   int64_t chunk;           // steps between two checkpoints
 
-  int64_t interface() const {
-    return width * (3 + reads) + 5 * reads + 3 + (masked ? width * (1 + reads) : 0) +
-           (sharpen ? 2 * reads : 0);
+  int64_t interface() const;  // its width
+};
+
+// Offsets into the interface vector; a part that is absent is empty.
+struct DncInterface {
+  int64_t write_mask, write_key, erase, value, free, write_strength, allocation_gate, write_gate;
+  int64_t read_mask, read_key, read_strength, mode, sharp_forward, sharp_backward, size;
+
+  explicit DncInterface(const DncSizes& s) {
+    int64_t at = 0;
+    const auto take = [&](int64_t n) {
+      const int64_t from = at;
+      at += n;
+      return from;
+    };
+    write_mask = take(s.masked ? s.width : 0);
+    write_key = take(s.width);
+    erase = take(s.width);
+    value = take(s.width);
+    free = take(s.reads);
+    write_strength = take(1);
+    allocation_gate = take(1);
+    write_gate = take(1);
+    read_mask = take(s.masked ? s.reads * s.width : 0);
+    read_key = take(s.reads * s.width);
+    read_strength = take(s.reads);
+    mode = take(3 * s.reads);
+    sharp_forward = take(s.sharpen ? s.reads : 0);
+    sharp_backward = take(s.sharpen ? s.reads : 0);
+    size = at;
   }
 };
+inline int64_t DncSizes::interface() const { return DncInterface(*this).size; }
 
 // Each [B, ...], contiguous. Gradients of a state have the same layout; there a null pointer of an input
 // means zeros.

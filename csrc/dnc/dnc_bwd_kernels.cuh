@@ -86,6 +86,9 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
   const i64 words = i64(p.reads) * p.width, hidden = p.hidden, interface = p.at.size;
   SYSGEN_SHARED(DncStepBwd<A>, steps, [1]);
   DncStepBwd<A>& step = steps[0];
+  Smem smem;
+  auto& tiles = smem.array<DncLinkTiles<A>>();
+  auto& dtiles = smem.array<DncLinkTiles<A>>();
   // Between two barriers, so that nobody reads the step before.
   const auto set_step = [&](i64 b, i64 c, i64 k) {
     if (threadIdx.x == 0) step = bwd_step(a, b, c, k);
@@ -117,7 +120,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
       for (i64 t = begin; t < end; ++t) {
         set_step(b, c, t - begin);
         repeat_cell(p, g, a.gates + (t * p.batch + b) * 4 * hidden, step.s.prev.c, step.s.next.c);
-        memory_fwd(p, g, step.s);
+        memory_fwd(p, g, step.s, tiles);
       }
       for (i64 t = end - 1; t >= begin; --t) {
         const i64 row = t * p.batch + b;
@@ -125,7 +128,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
         for (i64 w = threadIdx.x; w < words; w += kDncThreads)
           step.s.own.reads[w] = dreads[w] + (a.dreads_out ? a.dreads_out[row * words + w] : A(0));
         __syncthreads();
-        memory_bwd(p, g, step);
+        memory_bwd(p, g, step, tiles, dtiles);
 
         A* const dgates = a.dgates + row * 4 * hidden;
         product(g, static_cast<const A*>(step.dinterface), p.at.size, a.w_interface_t, p.hidden,

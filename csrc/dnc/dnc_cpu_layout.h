@@ -7,37 +7,7 @@
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
-// Offsets into the interface vector; -1: absent.
-struct Interface {
-  int64_t write_mask = -1, write_key, erase, value, free, write_strength, allocation_gate, write_gate;
-  int64_t read_mask = -1, read_key, read_strength, mode, sharp_forward = -1, sharp_backward = -1, size;
-
-  explicit Interface(const DncSizes& s) {
-    int64_t at = 0;
-    const auto take = [&](int64_t n) {
-      const int64_t from = at;
-      at += n;
-      return from;
-    };
-    if (s.masked) write_mask = take(s.width);
-    write_key = take(s.width);
-    erase = take(s.width);
-    value = take(s.width);
-    free = take(s.reads);
-    write_strength = take(1);
-    allocation_gate = take(1);
-    write_gate = take(1);
-    if (s.masked) read_mask = take(s.reads * s.width);
-    read_key = take(s.reads * s.width);
-    read_strength = take(s.reads);
-    mode = take(3 * s.reads);
-    if (s.sharpen) {
-      sharp_forward = take(s.reads);
-      sharp_backward = take(s.reads);
-    }
-    size = at;
-  }
-};
+using Interface = DncInterface;
 
 // Rows over cells have `cells` entries padded to `n`. The memory lies transposed, [W][n]: one lane, one cell.
 template <class A>

@@ -40,29 +40,16 @@ int fits_int(int64_t value, const char* what) {
 }
 
 DncInterfaceMap interface_map(const DncSizes& s) {
-  int at = 0;
-  const auto take = [&](int64_t count) {
-    const int from = at;
-    at += static_cast<int>(count);
-    return from;
-  };
-  DncInterfaceMap m{};
-  take(s.masked ? s.width : 0);
-  m.write_key = take(s.width);
-  m.erase = take(s.width);
-  m.value = take(s.width);
-  m.free = take(s.reads);
-  m.write_strength = take(1);
-  m.allocation_gate = take(1);
-  m.write_gate = take(1);
-  m.read_mask = take(s.masked ? s.reads * s.width : 0);
-  m.read_key = take(s.reads * s.width);
-  m.read_strength = take(s.reads);
-  m.mode = take(3 * s.reads);
-  m.sharp_forward = take(s.sharpen ? s.reads : 0);
-  m.sharp_backward = take(s.sharpen ? s.reads : 0);
-  m.size = at;
-  return m;
+  fits_int(s.interface(), "the width of the interface");
+  const DncInterface at(s);
+  const auto of = [](int64_t offset) { return static_cast<int>(offset); };
+  return {of(at.write_key),      of(at.erase),
+          of(at.value),          of(at.free),
+          of(at.write_strength), of(at.allocation_gate),
+          of(at.write_gate),     of(at.read_mask),
+          of(at.read_key),       of(at.read_strength),
+          of(at.mode),           of(at.sharp_forward),
+          of(at.sharp_backward), of(at.size)};
 }
 
 // Scratch: the groups' barriers, then what the kernels carve.
@@ -109,7 +96,6 @@ DncProblem<A> dnc_problem(const DncSizes& s, const DncPlan& plan, u32* counters)
   p.cells = fits_int(s.cells, "the number of cells");
   p.width = fits_int(s.width, "the width of a cell");
   p.reads = fits_int(s.reads, "the number of read heads");
-  fits_int(s.interface(), "the width of the interface");
   fits_int((1 + s.reads) * s.cells, "the number of cells times that of heads");
   fits_int((1 + s.reads) * s.width * (1 + s.cells / kDncTile),
            "the size of the memory times the number of heads");
@@ -131,8 +117,9 @@ DncCells<A> cells(const DncState& s) {
   return {of(s.link), of(s.memory), of(s.usage), of(s.precedence), of(s.write_w), of(s.read_w), of(s.c)};
 }
 
-LaunchConfig config(const DncPlan& plan) {
-  return {dim3(plan.blocks()), dim3(kDncThreads), 0, plan.group > 1};
+template <class A>
+LaunchConfig config(const DncPlan& plan, int link_tiles) {
+  return {dim3(plan.blocks()), dim3(kDncThreads), link_tiles * sizeof(DncLinkTiles<A>), plan.group > 1};
 }
 
 void clear_barriers(const DncPlan& plan, u32* counters, void* stream) {
@@ -164,7 +151,7 @@ void fwd(const DncFwdArgs& a, const DncPlan& plan, void* stream) {
   k.final = cells<A>(a.final);
   k.scratch = scratch.data;
   clear_barriers(plan, scratch.counters, stream);
-  SYSGEN_LAUNCH_TEMPLATE(dnc_fwd_kernel, A, config(plan), stream, k);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_fwd_kernel, A, config<A>(plan, 1), stream, k);
 }
 
 template <class A>
@@ -194,7 +181,7 @@ void bwd(const DncBwdArgs& a, const DncPlan& plan, void* stream) {
   k.dinterface = out(a.dinterface);
   k.scratch = scratch.data;
   clear_barriers(plan, scratch.counters, stream);
-  SYSGEN_LAUNCH_TEMPLATE(dnc_bwd_kernel, A, config(plan), stream, k);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_bwd_kernel, A, config<A>(plan, 2), stream, k);
 }
 
 // Of the current device.

@@ -46,6 +46,8 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
 
   SYSGEN_SHARED(DncStep<A>, steps, [1]);
   DncStep<A>& step = steps[0];
+  Smem smem;
+  auto& tiles = smem.array<DncLinkTiles<A>>();
 
   for (i64 b = group; b < p.batch; b += groups) {
     const i64 length = dnc_length(p, b);
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
       g.barrier();
       interface_fwd(p, g, h, a.w_interface, a.b_interface, step.tape);
       g.barrier();
-      memory_fwd(p, g, step);
+      memory_fwd(p, g, step, tiles);
       const i64 tiles = dnc_tiles(p.cells, kDncTile);
       for (i64 w = threadIdx.x; w < words; w += kDncThreads) {
         A sum = 0;

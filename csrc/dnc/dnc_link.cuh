@@ -1,6 +1,7 @@
 // The link matrix: update, projections and their backward, in tiles of kDncLinkRows rows by 32 COLUMNS
 // columns. A warp takes a tile, a lane every 32nd column; sums along rows and columns leave a tile as partial
-// sums.
+// sums. Tiles come through shared memory by asynchronous copies, the first one of each warp long before it is
+// needed. A lane copies what it reads itself, so nobody waits for anybody.
 #pragma once
 #include "dnc/dnc_group.cuh"
 
@@ -17,6 +18,42 @@ template <class A>
 __device__ __forceinline__ A link_updated(A old, A wi, A wj, A pj, bool diagonal) {
   const A now = ((A(1) - wi) - wj) * old + wi * pj;
   return diagonal ? A(0) : now;
+}
+
+template <class A>
+using DncLinkTile = A[kDncLinkRows][32 * kDncLinkColumns<A>];
+template <class A>
+using DncLinkTiles = DncLinkTile<A>[kDncWarps];  // one for each warp of a block
+
+// Begins to copy the tile at a row and a column, zeros where the matrix ends.
+template <class A>
+__device__ __forceinline__ void copy_tile(const A* link, i64 n, int row, int column, DncLinkTile<A>& tile) {
+#pragma unroll 4
+  for (int k = 0; k < kDncLinkRows; ++k)
+#pragma unroll
+    for (int c = 0; c < kDncLinkColumns<A>; ++c) {
+      const int lane = 32 * c + static_cast<int>(lane_id());
+      const bool there = row + k < n && column + lane < n;
+      cp_async<sizeof(A)>(&tile[k][lane], there ? link + (row + k) * n + column + lane : link, there);
+    }
+  cp_async_commit();
+}
+
+// Calls f(unit, row, column) for the tiles of this warp in the rows that the block owns.
+template <class A, class F>
+__device__ __forceinline__ void tiles_of_warp(const DncGroup& g, int cells, bool only_first, const F& f) {
+  constexpr int WIDE = 32 * kDncLinkColumns<A>;
+  const int across = static_cast<int>(dnc_tiles(cells, WIDE)),
+            count = across * static_cast<int>(dnc_tiles(g.last - g.first, kDncLinkRows));
+  for (int unit = warp_id(); unit < (only_first ? min(count, kDncWarps) : count); unit += kDncWarps)
+    f(unit, g.first + unit / across * kDncLinkRows, unit % across * WIDE);
+}
+// Begins to copy the first tile of each warp.
+template <class A>
+__device__ __forceinline__ void copy_first_tiles(const A* link, const DncGroup& g, int cells,
+                                                 DncLinkTiles<A>& tiles) {
+  tiles_of_warp<A>(g, cells, true,
+                   [&](int, int row, int column) { copy_tile(link, cells, row, column, tiles[warp_id()]); });
 }
 
 // Calls f(DncHeads<count>(), first) for parts of at most four heads; a part of three is taken as four.
@@ -65,19 +102,14 @@ struct DncLinkColumns {
 // forward_d = L r and backward_d = r L of HEADS heads; the first ones also write the new links.
 template <int HEADS, bool UPDATE, class A>
 __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, int column, int first,
-                                              A* link_out) {
+                                              DncLinkTile<A>& tile, A* link_out) {
   constexpr int COLUMNS = kDncLinkColumns<A>, BATCH = 4;
   const i64 n = p.cells;
   const DncLinkColumns<HEADS, COLUMNS, A> columns(p, column, first);
   A back[COLUMNS][HEADS] = {};
 #pragma unroll 1
   for (int from = row; from < row + kDncLinkRows; from += BATCH) {
-    A link[BATCH][COLUMNS], sums[BATCH * HEADS] = {};
-#pragma unroll
-    for (int k = 0; k < BATCH; ++k)
-#pragma unroll
-      for (int c = 0; c < COLUMNS; ++c)
-        link[k][c] = from + k < n && columns.there[c] ? p.link[(from + k) * n + columns.column[c]] : A(0);
+    A sums[BATCH * HEADS] = {};
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
       const int i = from + k;
@@ -88,10 +120,12 @@ __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, 
       for (int h = 0; h < HEADS; ++h) read[h] = columns.head_entry(p, p.read_w, first + h, i);
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
-        A l = link[k][c];
+        A& entry = tile[i - row][32 * c + lane_id()];
+        A l = entry;
         if constexpr (UPDATE) {
           l = link_updated(l, wi, columns.write_w[c], columns.precedence[c], i == columns.column[c]);
           if (columns.there[c]) link_out[i * n + columns.column[c]] = l;
+          if (first + HEADS < p.heads) entry = l;
         }
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
@@ -114,27 +148,20 @@ __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, 
         p.column_part[(row / kDncLinkRows * i64(p.heads) + first + h) * n + columns.column[c]] = back[c][h];
 }
 
-// Calls f(row, column) for the tiles in the rows that the group's block owns, one for each warp at a time.
-template <int COLUMNS, class F>
-__device__ __forceinline__ void link_tiles(const DncGroup& g, int cells, const F& f) {
-  const int wide = 32 * COLUMNS, across = static_cast<int>(dnc_tiles(cells, wide)),
-            down = static_cast<int>(dnc_tiles(g.last - g.first, kDncLinkRows));
-  for (int unit = static_cast<int>(warp_id()); unit < across * down; unit += kDncWarps)
-    f(g.first + unit / across * kDncLinkRows, unit % across * wide);
-}
-
-// link_out may be p.link.
+// Behind copy_first_tiles of p.link; link_out may be p.link.
 template <class A>
-__device__ __forceinline__ void link_fwd(const DncLinkPass<A>& p, const DncGroup& g, A* link_out) {
-  link_tiles<kDncLinkColumns<A>>(g, p.cells, [&](int row, int column) {
+__device__ __forceinline__ void link_fwd(const DncLinkPass<A>& p, const DncGroup& g, DncLinkTiles<A>& tiles,
+                                         A* link_out) {
+  DncLinkTile<A>& tile = tiles[warp_id()];
+  tiles_of_warp<A>(g, p.cells, false, [&](int unit, int row, int column) {
+    if (unit >= kDncWarps) copy_tile(p.link, p.cells, row, column, tile);
+    cp_async_wait<0>();
     by_heads(p.heads, [&](auto part, int first) {
       constexpr int HEADS = decltype(part)::COUNT;
       if (first == 0) {
-        link_fwd_tile<HEADS, true>(p, row, column, first, link_out);
+        link_fwd_tile<HEADS, true>(p, row, column, first, tile, link_out);
       } else {
-        DncLinkPass<A> later = p;
-        later.link = link_out;
-        link_fwd_tile<HEADS, false>(later, row, column, first, link_out);
+        link_fwd_tile<HEADS, false>(p, row, column, first, tile, link_out);
       }
     });
   });
@@ -144,7 +171,8 @@ __device__ __forceinline__ void link_fwd(const DncLinkPass<A>& p, const DncGroup
 // of columns only, the precedence.
 template <int HEADS, bool LAST, class A>
 __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, int column, int first,
-                                              const A* dforward, const A* dbackward, A* dlink) {
+                                              const A* dforward, const A* dbackward, DncLinkTile<A>& tile,
+                                              DncLinkTile<A>& dtile, A* dlink) {
   constexpr int COLUMNS = kDncLinkColumns<A>, BATCH = 2;
   const i64 n = p.cells;
   const DncLinkColumns<HEADS, COLUMNS, A> columns(p, column, first);
@@ -156,16 +184,7 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
   const int column_tile = column / (32 * COLUMNS), row_tile = row / kDncLinkRows;
 #pragma unroll 1
   for (int from = row; from < row + kDncLinkRows; from += BATCH) {
-    A link[BATCH][COLUMNS], d[BATCH][COLUMNS], read_sums[BATCH * HEADS] = {}, write_sums[BATCH] = {};
-#pragma unroll
-    for (int k = 0; k < BATCH; ++k)
-#pragma unroll
-      for (int c = 0; c < COLUMNS; ++c) {
-        const bool there = from + k < n && columns.there[c];
-        const i64 at = (from + k) * n + columns.column[c];
-        link[k][c] = there ? p.link[at] : A(0);
-        d[k][c] = there ? dlink[at] : A(0);
-      }
+    A read_sums[BATCH * HEADS] = {}, write_sums[BATCH] = {};
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
       const int i = from + k;
@@ -179,10 +198,11 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
-        const A wj = columns.write_w[c], pj = columns.precedence[c], old = link[k][c];
+        const A wj = columns.write_w[c], pj = columns.precedence[c], old = tile[i - row][32 * c + lane_id()];
         const bool diagonal = i == columns.column[c];
         const A now = link_updated(old, wi, wj, pj, diagonal);
-        A dl = d[k][c];
+        A& entry = dtile[i - row][32 * c + lane_id()];
+        A dl = entry;
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
           dl += df[h] * columns.read_w[c][h] + read[h] * db[c][h];
@@ -196,8 +216,10 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
           write_sums[k] += dl * pj - through;
           dprecedence[c] += dl * wi;
           dl *= (A(1) - wi) - wj;
+          if (columns.there[c]) dlink[i * n + columns.column[c]] = dl;
+        } else {
+          entry = dl;
         }
-        if (columns.there[c]) dlink[i * n + columns.column[c]] = dl;
       }
     }
     constexpr int EACH = 32 / (BATCH * HEADS);
@@ -225,17 +247,24 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
   }
 }
 
-// dlink: of the new links on entry, of the old ones at the end.
+// dlink: of the new links on entry, of the old ones at the end. Behind copy_first_tiles of both.
 template <class A>
 __device__ __forceinline__ void link_bwd(const DncLinkPass<A>& p, const DncGroup& g, const A* dforward,
-                                         const A* dbackward, A* dlink) {
-  link_tiles<kDncLinkColumns<A>>(g, p.cells, [&](int row, int column) {
+                                         const A* dbackward, DncLinkTiles<A>& tiles, DncLinkTiles<A>& dtiles,
+                                         A* dlink) {
+  DncLinkTile<A>&tile = tiles[warp_id()], &dtile = dtiles[warp_id()];
+  tiles_of_warp<A>(g, p.cells, false, [&](int unit, int row, int column) {
+    if (unit >= kDncWarps) {
+      copy_tile(p.link, p.cells, row, column, tile);
+      copy_tile(dlink, p.cells, row, column, dtile);
+    }
+    cp_async_wait<0>();
     by_heads(p.heads, [&](auto part, int first) {
       constexpr int HEADS = decltype(part)::COUNT;
       if (first + HEADS >= p.heads) {
-        link_bwd_tile<HEADS, true>(p, row, column, first, dforward, dbackward, dlink);
+        link_bwd_tile<HEADS, true>(p, row, column, first, dforward, dbackward, tile, dtile, dlink);
       } else {
-        link_bwd_tile<HEADS, false>(p, row, column, first, dforward, dbackward, dlink);
+        link_bwd_tile<HEADS, false>(p, row, column, first, dforward, dbackward, tile, dtile, dlink);
       }
     });
   });

@@ -214,12 +214,14 @@ __device__ __forceinline__ void read_memory(const DncProblem<A>& p, const DncGro
 
 // From the activated interface to read_part; begins and ends behind a barrier.
 template <class A>
-__device__ __forceinline__ void memory_fwd(const DncProblem<A>& p, DncGroup& g, const DncStep<A>& s) {
+__device__ __forceinline__ void memory_fwd(const DncProblem<A>& p, DncGroup& g, const DncStep<A>& s,
+                                           DncLinkTiles<A>& tiles) {
+  copy_first_tiles(s.prev.link, g, p.cells, tiles);
   score_write(p, g, s);
   g.barrier();
   write_weights(p, g, s);
   g.barrier();
-  link_fwd(link_pass(p, s), g, s.next.link);
+  link_fwd(link_pass(p, s), g, tiles, s.next.link);
   write_memory(p, g, s);
   g.barrier();
   project(p, g, s);

@@ -381,13 +381,16 @@ __device__ __forceinline__ void interface_parts_bwd(const DncProblem<A>& p, cons
 
 // From dreads and grad to dinterface and grad; begins and ends behind a barrier.
 template <class A>
-__device__ __forceinline__ void memory_bwd(const DncProblem<A>& p, DncGroup& g, const DncStepBwd<A>& b) {
+__device__ __forceinline__ void memory_bwd(const DncProblem<A>& p, DncGroup& g, const DncStepBwd<A>& b,
+                                           DncLinkTiles<A>& tiles, DncLinkTiles<A>& dtiles) {
   const DncStep<A>& s = b.s;
+  copy_first_tiles(s.prev.link, g, p.cells, tiles);
+  copy_first_tiles(b.grad.link, g, p.cells, dtiles);
   reads_bwd(p, g, b);
   g.barrier();
   read_mix_bwd(p, g, b);
   g.barrier();
-  link_bwd(link_pass(p, s), g, s.work.dforward, s.work.dbackward, b.grad.link);
+  link_bwd(link_pass(p, s), g, s.work.dforward, s.work.dbackward, tiles, dtiles, b.grad.link);
   read_scalars_bwd(p, g, b);
   g.barrier();
   link_sums_bwd(p, g, b);
