@@ -359,8 +359,9 @@ def test_addressing_survives_extremes(compiled, function, dtype):
         w = at(4, stay, [value, 0.0, value, 0.0], dtype)
         assert torch.equal(w, torch.tensor([0.5, 0, 0.5, 0], dtype=dtype))
     plain = {"read_gate": -HIGH, "read_sharpness": -HIGH}  # sharpness 1
-    w = at(4, plain, [0.1, 0.2, 0.3, 0.0], dtype)
-    torch.testing.assert_close(w, torch.tensor([1, 2, 3, 0], dtype=dtype) / 6)
+    for scale in (0.1, tiny / 1024):  # the sum of subnormal weights is that of their small integers
+        w = at(4, plain, [scale, 2 * scale, 3 * scale, 0.0], dtype)
+        torch.testing.assert_close(w, torch.tensor([1, 2, 3, 0], dtype=dtype) / 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
