@@ -225,6 +225,10 @@ with launching_by_name() as core:
         route = ops.route(torch.zeros(1408, 1, dtype=torch.int64), 1)
         x, w = torch.zeros(1408, 8, dtype=torch.bfloat16), torch.zeros(1, 8, 3072, dtype=torch.bfloat16)
         run = lambda: ops.cvmm(x, route, w)
+    if "cooperative" in sys.argv:
+        shapes = (1024, 8), (1024, 256), (1024, 256), (1024,), (799, 256), (799,)
+        state, weights = ops.DNCState.zeros(1, 256, 256, 64, 4), [torch.zeros(shape) for shape in shapes]
+        run = lambda: ops.dnc_sequence(torch.zeros(1, 1, 8), state, *weights)
     for i in range(2):
         print("begin", flush=True)
         try:
@@ -279,6 +283,19 @@ def test_large_shared_memory_is_asked_for(with_driver):
     printed = with_driver("large")
     (asked,) = set(re.findall(r"^attribute 8 of .*cvmm_fwd_kernel.* = (\d+)$", printed, re.M))
     assert int(asked) > 48 * 1024 and re.search(rf"cvmm_fwd_kernel.* block 256 1 1 shared {asked} ", printed)
+
+
+@_no_gpu
+def test_blocks_that_wait_for_each_other_are_launched_together(with_driver):
+    """The DNC's 3.6 MB a step are shared by a block for each quarter of a megabyte, where the device has places."""
+    printed = with_driver("cooperative")
+    _, first, second = printed.split("begin\n")
+    for text in (first, second):
+        launches = re.findall(r"^(.*launch \S+ grid \d+)", text, re.M)
+        assert launches == [
+            "launch sysgen::dnc_clear_kernel grid 1",
+            "cooperative launch sysgen::dnc_fwd_kernel<float> grid 14",
+        ]
 
 
 @_no_gpu

@@ -19,7 +19,8 @@ struct DncPlan {
 
 // A sample gets more blocks where that saves more than the barriers between them cost: a multiprocessor
 // streams some 100 KB in the time of a barrier across the device, of which a step has seven. All blocks must
-// be resident, so there is at most one for each multiprocessor.
+// be resident, and registers let a multiprocessor hold one: there are never more, and each takes the samples
+// in turn.
 DncPlan dnc_plan(const DncSizes& s, int multiprocessors) {
   const int64_t weights = 4 * s.hidden * (s.hidden + s.reads * s.width) + s.interface() * s.hidden,
                 state = 2 * s.cells * s.cells + 3 * s.cells * s.width,
@@ -28,9 +29,7 @@ DncPlan dnc_plan(const DncSizes& s, int multiprocessors) {
   const int64_t there = s.batch > 0 ? multiprocessors / s.batch : 1;
   const int64_t group =
       bytes <= kAlone ? 1 : std::clamp<int64_t>(std::min(there, (bytes + kShare - 1) / kShare), 1, kMost);
-  // A block that is alone waits for nobody; 8 of them on a multiprocessor are plenty.
-  const int64_t most = group > 1 ? multiprocessors / group : 8 * int64_t{multiprocessors};
-  return {static_cast<int>(group), std::clamp<int64_t>(s.batch, 1, most)};
+  return {static_cast<int>(group), std::clamp<int64_t>(s.batch, 1, multiprocessors / group)};
 }
 
 int fits_int(int64_t value, const char* what) {

@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
       interface_fwd(p, g, h, a.w_interface, a.b_interface, step.tape);
       g.barrier();
       memory_fwd(p, g, step, tiles);
-      const i64 tiles = dnc_tiles(p.cells, kDncTile);
+      const i64 parts = dnc_tiles(p.cells, kDncTile);
       for (i64 w = threadIdx.x; w < words; w += kDncThreads) {
         A sum = 0;
-        for (i64 tile = 0; tile < tiles; ++tile) sum += step.work.read_part[tile * words + w];
+        for (i64 part = 0; part < parts; ++part) sum += step.work.read_part[part * words + w];
         step.own.reads[w] = sum;
         if (g.block == 0) reads[w] = sum;
       }

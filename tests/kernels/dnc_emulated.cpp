@@ -284,10 +284,10 @@ void run_edges(Random& random) {
                     static_cast<double>(groups), 0);
   };
   plan(sizes_of(64, 16, 32, 16, 16, 1), 108, 1, 16);  // copying: one block streams little
-  plan(sizes_of(64, 2000, 32, 16, 16, 1), 108, 1, 864);
+  plan(sizes_of(64, 2000, 32, 16, 16, 1), 108, 1, 108);
   plan(sizes_of(100, 2, 256, 256, 64, 4), 108, 28, 2);  // question answering
   plan(sizes_of(100, 16, 256, 256, 64, 4), 108, 6, 16);
-  plan(sizes_of(100, 200, 256, 256, 64, 4), 108, 1, 200);
+  plan(sizes_of(100, 200, 256, 256, 64, 4), 108, 1, 108);
   plan(sizes_of(100, 100, 256, 256, 64, 4), 108, 1, 100);
 }
 
