@@ -254,6 +254,19 @@ def test_compiled(op):
         assert all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+def test_one_tensor_for_several_arguments():
+    torch._dynamo.reset()
+    inputs = make_inputs("memory_write", (2, 5, 3, 1), F32)
+    leaves = [inputs[n] for n in ("memory", "write_weights", "erase")]
+
+    def write(memory, weights, words):
+        return ops.memory_write(memory, weights, words, words, weights).square().sum()
+
+    expected = torch.autograd.grad(reference.memory_write(*leaves, leaves[2], leaves[1]).square().sum(), leaves)
+    for function in (write, torch.compile(write, fullgraph=True, backend="aot_eager")):
+        torch.testing.assert_close(torch.autograd.grad(function(*leaves), leaves), expected)
+
+
 # ---- errors
 
 

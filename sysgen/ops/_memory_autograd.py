@@ -56,10 +56,18 @@ def differentiable(fwd, bwd, definition):
 
     def call(tensors, options=()):
         if needs_gradient(*tensors):
-            return Operation.apply(options, *tensors)
+            return Operation.apply(options, *_distinct(tensors))
         return fwd(*tensors, *options)
 
     return call
+
+
+def _distinct(tensors):
+    """torch.compile takes a tensor only once; where one comes again, a view of it."""
+    return [
+        t.view_as(t) if t is not None and any(t is before for before in tensors[:i]) else t
+        for i, t in enumerate(tensors)
+    ]
 
 
 def _as_tuple(outputs):
