@@ -2,7 +2,7 @@
 #pragma once
 #include "dnc/dnc_cpu_activate.h"
 #include "dnc/dnc_cpu_allocation.h"
-#include "dnc/dnc_cpu_content.h"
+#include "dnc/dnc_cpu_layout.h"
 #include "dnc/dnc_cpu_link.h"
 #include "dnc/dnc_cpu_sharpen.h"
 
