@@ -46,17 +46,15 @@ def floor(controller, x, backward):
 @pytest.mark.parametrize("passes", ["forward", "forward+backward"])
 def test_dnc_sequence(curve, request, device, passes, name):
     """Masked, with de-allocation and sharpening, from an empty memory."""
-    if device.type != "cpu":
-        pytest.skip("there are no CUDA kernels of it yet")
     steps, batch, inputs, hidden, cells, words, heads = SIZES[name]
     if request.config.getoption("benchmark_disable"):
         steps, batch, cells = 3, 2, 8
     elif "large" in name and not request.config.getoption("--full"):
         pytest.skip("takes gigabytes and minutes: --full measures it")
-    dnc = sysgen.nn.DNC(inputs, 1, hidden, cells, words, heads)
+    dnc = sysgen.nn.DNC(inputs, 1, hidden, cells, words, heads, device=device)
     weights = dnc.weight_input, dnc.weight_hidden, dnc.weight_reads, dnc.bias, dnc.interface.weight, dnc.interface.bias
-    x = torch.randn(steps, batch, inputs).requires_grad_()
-    state = DNCState.zeros(batch, hidden, cells, words, heads)
+    x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
+    state = DNCState.zeros(batch, hidden, cells, words, heads, device)
     backward = passes != "forward"
     interface = dnc.interface.weight.numel()
     products = (
@@ -65,7 +63,7 @@ def test_dnc_sequence(curve, request, device, passes, name):
     flops = (3 if backward else 1) * 2 * steps * batch * products
     moved = (3 if backward else 1) * 4 * steps * batch * (2 * cells**2 + 4 * cells * words)
 
-    controller = dnc_baselines.Controller(inputs, hidden, words * heads, len(dnc.interface.bias))
+    controller = dnc_baselines.Controller(inputs, hidden, words * heads, len(dnc.interface.bias)).to(device)
 
     def series(function, comparable=True):
         def saved():

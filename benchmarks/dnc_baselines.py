@@ -18,7 +18,7 @@ def released(input, state, weight_input, weight_hidden, weight_reads, bias, weig
     [B, R, N, W], the projections of the links as sums over [B, R, N, N], a sharpening by maximum, power and sum."""
     hidden, cell, memory, usage, link, precedence, write_weights, read_weights, reads = state
     heads, width = reads.shape[1:]
-    off_diagonal = 1 - torch.eye(memory.shape[1], dtype=memory.dtype)
+    off_diagonal = 1 - torch.eye(memory.shape[1], dtype=memory.dtype, device=memory.device)
     outputs = []
     for x in input:
         hidden, cell = lstm_step(x, hidden, cell, reads, weight_input, weight_hidden, weight_reads, bias)
