@@ -79,7 +79,7 @@ struct ContentAddressFwdDevice {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     content_address_fwd_kernel(const ContentAddressFwdDevice<typename P::A> a) {
   using A = typename P::A;
   SYSGEN_SHARED(A, parts, [P::WARPS]);
@@ -253,7 +253,7 @@ struct ContentAddressBwdDevice {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     content_address_bwd_kernel(const ContentAddressBwdDevice<typename P::A> k) {
   using A = typename P::A;
   SYSGEN_SHARED(A, parts, [P::WARPS]);

@@ -45,7 +45,7 @@ struct MemoryWriteFwdDevice {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     memory_write_fwd_kernel(const MemoryWriteFwdDevice<typename P::A> a) {
   using A = typename P::A;
   const MemoryShape& s = a.m.s;
@@ -74,7 +74,7 @@ struct MemoryWriteBwdDevice {
 
 // A warp owns whole rows: the lanes take their words, and then each lane the sums of one row.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     memory_write_bwd_kernel(const MemoryWriteBwdDevice<typename P::A> a) {
   using A = typename P::A;
   SYSGEN_SHARED(typename P::Rows, by_weight, [P::WARPS]);
@@ -139,7 +139,7 @@ struct MemoryReadFwdDevice {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     memory_read_fwd_kernel(const MemoryReadFwdDevice<typename P::A> a) {
   using A = typename P::A;
   const MemoryShape& s = a.s;
@@ -184,7 +184,7 @@ struct MemoryReadBwdDevice {
 
 // Two kinds of units: strips of dmemory, then rows and heads of dweights.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     memory_read_bwd_kernel(const MemoryReadBwdDevice<typename P::A> a) {
   using A = typename P::A;
   SYSGEN_SHARED(typename P::Rows, tiles, [P::WARPS]);

@@ -53,7 +53,7 @@ struct NtmAddressFwdDevice {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     ntm_address_fwd_kernel(const NtmAddressFwdDevice<typename P::A> a) {
   using A = typename P::A;
   SYSGEN_SHARED(A, parts, [P::WARPS]);
@@ -151,7 +151,7 @@ __device__ __forceinline__ const A* ntm_row_bwd(const NtmAddressBwdDevice<A>& a,
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     ntm_address_bwd_kernel(const NtmAddressBwdDevice<typename P::A> a) {
   using A = typename P::A;
   SYSGEN_SHARED(A, parts, [P::WARPS]);

@@ -12,7 +12,8 @@ template <class T, int WARPS_ = 4>
 struct ContentTile {
   using A = T;
   static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS;
-  static constexpr int HEADS = 4;  // of a unit
+  static constexpr int HEADS = 4;                            // of a unit
+  static constexpr int MIN_BLOCKS = sizeof(T) == 8 ? 2 : 3;  // or registers spill
   // Lane l reads row l of a column: 33 words apart, no two lanes share a bank.
   using Rows = A[kTileRows][33];
   using Vectors = A[HEADS][2][32];
