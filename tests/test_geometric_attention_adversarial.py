@@ -105,6 +105,20 @@ def test_nothing_matches(compiled, how, normalize):
             assert not t.any() and t.isfinite().all(), name
 
 
+@pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
+@pytest.mark.parametrize("bias", [INF, -INF])
+def test_infinite_direction_bias(isa, bias, scale):
+    """All keys on one side of a row match, or none does, also in rows that have no keys there. 70 rows: a block that is
+    not full."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v, both = (values(g, (1, 1, 70, width), F32) for width in (8, 8, 8, 2))
+    both[0, 0, ::3, 1], both[0, 0, 1::4, 0] = bias, bias
+    y = ops.geometric_attention(q, k, v, direction_bias=both, scale=scale)
+    exact = [t.double() for t in (q, k, v, both)]
+    expected = reference.geometric_attention(*exact[:3], direction_bias=exact[3], scale=scale)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_opposite_infinities_in_two_masks(compiled):
     """-inf in either of two masks takes a key out, whatever the other says."""
     inputs = make_inputs((2, 2, 5, 7, 4), F32, compiled.device)

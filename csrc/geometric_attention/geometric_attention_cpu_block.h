@@ -27,7 +27,7 @@ inline int useful_threads(const GeometricAttentionScores& s, int threads, int64_
   return static_cast<int>(max_of(1, min_of(threads, microseconds / 10)));
 }
 
-constexpr int64_t kChunk = 32;  // distances between two looks whether all rows are at their end
+constexpr int64_t kChunk = 32;  // distances before the first look whether all rows are at their end
 
 template <class T>
 inline T* row_of(const Heads& x, int64_t b, int64_t h, int64_t n) {
@@ -115,6 +115,7 @@ struct ScoreColumns {
   int64_t pitch, row, rows, position;
   int strips;
   V bias_left[kStrips], bias_right[kStrips];
+  bool finite_bias = true;
 
   ScoreColumns(const Head<T>& owner, A* to) : head(owner), columns(to) {}
 
@@ -130,6 +131,10 @@ struct ScoreColumns {
   A* at(int64_t j) const { return columns + j * pitch; }
   int64_t position_of(int s) const { return position + s * L; }
   int64_t rows_of(int s) const { return min_of(L, rows - s * L); }
+
+  // Is the score the same function of <q, k> for all keys on one side? Then the scan may compute it: what
+  // lies beyond the keys stays -inf.
+  bool plain() const { return !head.hidden && !head.s.mask.data && head.s.scale > 0 && finite_bias; }
 
   // <q, k> of keys [from, to) becomes the score.
   void finish(int64_t from, int64_t to) const {
@@ -155,12 +160,14 @@ struct ScoreColumns {
   void load_bias() {
     const GeometricAttentionScores& a = head.s;
     for (int s = 0; s < kStrips; ++s) bias_left[s] = bias_right[s] = V{};
+    finite_bias = true;
     if (!a.bias) return;
     const A* bias = static_cast<const A*>(a.bias) + head.b * a.bias_stride_b + head.h * a.bias_stride_h +
                     row * a.bias_stride_l;
     for (int64_t r = 0; r < rows; ++r, bias += a.bias_stride_l) {
       bias_left[r / L][r % L] = bias[0];
       bias_right[r / L][r % L] = bias[1];
+      finite_bias = finite_bias && bias[0] - bias[0] == 0 && bias[1] - bias[1] == 0;
     }
   }
 
@@ -256,7 +263,8 @@ class Block {
     }
     bool first = true;
     do {
-      const int64_t to = min_of(reached + kChunk, farthest);
+      // Most rows end early, or not at all: then few long steps cost less.
+      const int64_t to = min_of(reached + max_of(kChunk, reached / kChunk * kChunk), farthest);
       const int64_t l = max_of(0, min_of(keys, p - to));
       const int64_t h = max_of(l, min_of(keys, (a.causal ? last : last + to) + 1));
       if (first) {
@@ -340,14 +348,18 @@ class Block {
 
   // Zeros where the products look beyond what the scan reached.
   void clear_rest(A* panel, int s) const {
-    const int64_t p = position_of(s), from = low - p - (L - 1), to = high - 1 - p;
+    const int64_t p = position_of(s), to = high - 1 - p;
     const Reach r = right(s), l = left(s);
-    for (int64_t d = from; d <= to; ++d) {
-      const bool scanned = d > 0   ? r.holds(d) && d <= reached
-                           : d < 0 ? l.holds(-d) && -d <= reached
-                                   : head.s.include_self;
-      if (!scanned) store(at(panel, s, d), V{});
-    }
+    int64_t d = low - p - (L - 1);
+    const auto skip = [&](int64_t first, int64_t last) {
+      if (first > last) return;
+      for (const int64_t end = min_of(first, to + 1); d < end; ++d) store(at(panel, s, d), V{});
+      d = max_of(d, last + 1);
+    };
+    skip(-min_of(l.last, reached), -l.first);
+    if (head.s.include_self) skip(0, 0);
+    skip(r.first, min_of(r.last, reached));
+    for (; d <= to; ++d) store(at(panel, s, d), V{});
   }
 
  private:
@@ -356,7 +368,7 @@ class Block {
     if (from >= to) return;
     scores(head.s.width, packed, strips, head.k[from], head.k.stride, to - from, columns.at(from),
            columns.pitch);
-    columns.finish(from, to);
+    if (!columns.plain()) columns.finish(from, to);
   }
 
   void skew_scores(int s, int64_t from, int64_t to) {
@@ -371,9 +383,14 @@ class Block {
     skew_scores(s, max_of(r.first, from + 1), min_of(r.last, to));
     skew_scores(s, -min_of(l.last, to), -max_of(l.first, from + 1));
     Survival<A> state = survival[s];
+    const bool plain = columns.plain();
+    const V scale = splat<A>(plain ? static_cast<A>(head.s.scale) : A(1)), none{};
+    const V bias_left = plain ? columns.bias_left[s] : none,
+            bias_right = plain ? columns.bias_right[s] : none;
     const auto meet = [&](int64_t d) {
+      const V bias = d > 0 ? bias_right : d < 0 ? bias_left : none;
       V odd;
-      store(at(weights, s, d), state.meet(load(at(odds, s, d)), odd));
+      store(at(weights, s, d), state.meet(load(at(odds, s, d)) * scale + bias, odd));
       store(at(odds, s, d), odd);
     };
     if (first && head.s.include_self && has_self(s)) {
