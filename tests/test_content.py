@@ -283,6 +283,8 @@ def test_one_tensor_for_several_arguments():
         ("content_address", {"key": lambda t: t[..., :2]}, ValueError, r"key must have shape \[2, R, 3\]"),
         ("content_address", {"strength": lambda t: t[:, :1]}, ValueError, r"strength must have shape \[2, 2\]"),
         ("content_address", {"mask": lambda t: t.to("meta")}, ValueError, "mask is on meta, memory on cpu"),
+        ("content_address", {"key": None}, TypeError, "key must be a torch.Tensor, got NoneType"),
+        ("memory_write", {"write_weights": None}, TypeError, "write_weights must be a torch.Tensor, got NoneType"),
         ("content_address", {"eps": 0}, ValueError, "eps must be at least"),
         ("content_address", {"eps": "1"}, TypeError, "eps must be a number, got str"),
         ("ntm_address", {"shift": lambda t: t[..., :2]}, ValueError, "shift must have an odd number of entries"),

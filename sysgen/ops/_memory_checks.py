@@ -20,8 +20,9 @@ def memory_arguments(op, state, emitted=None):
 
     Args:
         op: name of the operation, for messages.
-        state, emitted: argument -> (tensor or None, its dimensions as one letter each, such as ``"BNW"``); equal
-            letters are equal sizes. The first of ``state`` must be there; it decides dtype and device.
+        state, emitted: argument -> (tensor, its dimensions as one letter each, such as ``"BNW"``); equal letters are
+            equal sizes. With a ``?`` behind them, the tensor may be None. The first of ``state`` decides dtype and
+            device.
 
     Raises:
         TypeError: no tensor, or a dtype that does not fit.
@@ -30,11 +31,11 @@ def memory_arguments(op, state, emitted=None):
     emitted = emitted or {}
     sizes, (first, (like, _)) = {}, next(iter(state.items()))
     for argument, (t, dimensions) in (*state.items(), *emitted.items()):
-        if t is None and argument != first:
+        if t is None and dimensions.endswith("?"):
             continue
         check_tensor(op, argument, t)
         (_check_state_dtype if argument in state else _check_emitted_dtype)(op, argument, t, like, first)
-        _check_shape(op, argument, t, dimensions, sizes)
+        _check_shape(op, argument, t, dimensions.rstrip("?"), sizes)
         if t.device != like.device:
             raise ValueError(f"{op}: {argument} is on {t.device}, {first} on {like.device}")
     cast = (t if t is None or t.dtype == like.dtype else t.to(like.dtype) for t, _ in emitted.values())

@@ -33,7 +33,7 @@ def content_address(memory, key, strength, mask=None, eps=1e-6):
         TypeError, ValueError: an argument that does not fit, by its name.
     """
     op = "content_address"
-    emitted = {"key": (key, "BRW"), "strength": (strength, "BR"), "mask": (mask, "BRW")}
+    emitted = {"key": (key, "BRW"), "strength": (strength, "BR"), "mask": (mask, "BRW?")}
     tensors = memory_arguments(op, {"memory": (memory, "BNW")}, emitted)
     check_eps(op, eps, memory.dtype)
     return _content_address(tensors, (float(eps),))
@@ -84,7 +84,7 @@ def memory_write(memory, write_weights, erase, value, retention=None):
     Raises:
         TypeError, ValueError: an argument that does not fit, by its name.
     """
-    state = {"memory": (memory, "BNW"), "write_weights": (write_weights, "BN"), "retention": (retention, "BN")}
+    state = {"memory": (memory, "BNW"), "write_weights": (write_weights, "BN"), "retention": (retention, "BN?")}
     emitted = {"erase": (erase, "BW"), "value": (value, "BW")}
     memory, write_weights, retention, erase, value = memory_arguments("memory_write", state, emitted)
     return _memory_write((memory, write_weights, erase, value, retention))

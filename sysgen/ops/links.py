@@ -128,7 +128,7 @@ def link_read(link, read_weights, sharp_forward=None, sharp_backward=None, eps=1
     arguments = memory_arguments(
         op,
         {"link": (link, "BNN"), "read_weights": (read_weights, "BRN")},
-        {"sharp_forward": (sharp_forward, "BR"), "sharp_backward": (sharp_backward, "BR")},
+        {"sharp_forward": (sharp_forward, "BR?"), "sharp_backward": (sharp_backward, "BR?")},
     )
     check_eps(op, eps, link.dtype)
     return autograd.link_read(*arguments, eps)
