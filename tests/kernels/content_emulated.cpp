@@ -63,7 +63,7 @@ class Tensors {
       for (double x : exact(name)) largest = std::max(largest, std::abs(x));
       for (int64_t i = 0; i < made_.at(name).count(); ++i)
         comparison.element(name, i, 0, made_.at(name).get(i), exact(name)[i],
-                           roundings * 2 * unit_roundoff(c_.dtype) * largest);
+                           roundings * (unit_roundoff(c_.dtype) + 0x1p-53) * largest);
     }
     worst = std::max(worst, comparison.worst());
   }
