@@ -18,7 +18,8 @@
 // reads_out are 0. State, links and all else have the type of `dtype` (float32 or float64).
 //
 // Saved for backward are the gates, h_out, reads_out, and the state before every `chunk` steps. Backward
-// repeats the steps of a chunk, by the same operations in the same order and so to the same bits, and then
+// repeats the steps of a chunk, by the same operations in the same order (and so to the same bits, unless a
+// GPU's compiler contracts products and sums of the two kernels differently), and then
 // goes back through them.
 #pragma once
 #include <cstdint>

@@ -31,7 +31,7 @@ def dnc_sequence(
     """A Differentiable Neural Computer with an LSTM controller over a whole sequence (Csordas 2023, chapter 2, App. A).
 
     Saved for backward are the gates, the outputs and the state before every ``checkpoint_every`` steps (default: about
-    the root of their number): backward repeats the steps between, to the same bits, and never stores N² a step.
+    the root of their number): backward repeats the steps between, operation by operation, and never stores N² a step.
 
     Args:
         input: [T, B, X].
