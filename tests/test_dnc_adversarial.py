@@ -368,6 +368,20 @@ def test_packed_in_any_order(batch_first):
         torch.testing.assert_close(state.memory[b], last.memory, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("controller", [None, torch.nn.GRUCell(5 + 6, 8)])
+def test_what_stands_in_the_padding_does_not_matter(controller):
+    """Not even a NaN, whose product with a gradient of 0 is a NaN."""
+    dnc, x, lengths = layer(controller=controller), torch.randn(5, 3, 5), torch.tensor([3, 5, 0])
+    results = []
+    for padding in (0.0, float("nan")):
+        padded = x.masked_fill((torch.arange(5)[:, None] >= lengths)[..., None], padding).requires_grad_()
+        y, state = dnc(padded, lengths=lengths)
+        gradients = torch.autograd.grad(y.sum() + state.memory.sum(), [padded, *dnc.parameters()])
+        results.append((y, *state, *gradients))
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiled(dynamic):
     dnc = layer()

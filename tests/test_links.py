@@ -319,7 +319,7 @@ def test_what_does_not_fit_is_refused():
     t = torch.zeros
     with pytest.raises(TypeError, match=r"usage must be a torch\.Tensor, got list"):
         ops.allocation([0.5])
-    with pytest.raises(TypeError, match="retention must be a torch.Tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"retention must be a torch\.Tensor, got NoneType"):
         ops.usage_update(t(1, 3), t(1, 3), None)
     with pytest.raises(ValueError, match=r"usage must have 2 dimensions \[B, N\], got shape \[3\]"):
         ops.allocation(t(3))

@@ -33,6 +33,20 @@ def positive(layer, **values):
             raise ValueError(f"{layer}: {name} must be positive and finite, got {value}")
 
 
+def finite(layer, **values):
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{layer}: {name} must be a number, got {value!r}")
+        if not -math.inf < value < math.inf:
+            raise ValueError(f"{layer}: {name} must be finite, got {value}")
+
+
+def flag(layer, **values):
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{layer}: {name} must be a bool, got {value!r}")
+
+
 def at_least_zero(layer, **values):
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool):

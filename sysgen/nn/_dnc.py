@@ -42,6 +42,8 @@ class DNCBase(MemoryLayer):
         _checks.positive_int(name, **sizes)
         _checks.rate(name, mask_min=mask_min)
         _checks.positive(name, clip=clip)
+        _checks.finite(name, mask_bias=mask_bias)
+        _checks.flag(name, masked=masked, dealloc=dealloc, sharpen=sharpen)
         words, interface = num_reads * word_size, interface_size(num_reads, word_size, masked, sharpen)
         super().__init__(sizes, words, interface, controller, device, dtype)
         self.masked, self.dealloc, self.sharpen = masked, dealloc, sharpen
@@ -98,7 +100,7 @@ class DNCBase(MemoryLayer):
 
     def initial_state(self, batch, num_cells=None, device=None, dtype=None):
         """The :class:`~sysgen.ops.DNCState` before the first step, with ``num_cells`` cells if given."""
-        num_cells, options = self._state_defaults(num_cells, device, dtype)
+        num_cells, options = self._state_defaults(batch, num_cells, device, dtype)
         state = DNCState.zeros(batch, self.hidden_size, num_cells, self.word_size, self.num_reads, **options)
         return state._replace(cell=state.cell.new_zeros(batch, self._cell_size()))
 

@@ -42,10 +42,13 @@ class MemoryLayer(nn.Module):
             return self.hidden_size
         return _dnc_controller.state_size(type(self).__name__, self.controller)
 
-    def _state_defaults(self, num_cells, device, dtype):
+    def _state_defaults(self, batch, num_cells, device, dtype):
         """Number of cells, device and dtype of a new state, where those that are None follow from the layer."""
         num_cells = self.num_cells if num_cells is None else num_cells
-        _checks.positive_int(f"{type(self).__name__}.initial_state", num_cells=num_cells)
+        name = f"{type(self).__name__}.initial_state"
+        if not isinstance(batch, torch.SymInt):
+            _checks.at_least_zero(name, batch=batch)
+        _checks.positive_int(name, num_cells=num_cells)
         w = self.interface.weight
         dtype = dtype or (torch.float64 if w.dtype == torch.float64 else torch.float32)
         return num_cells, {"device": device or w.device, "dtype": dtype}

@@ -36,6 +36,7 @@ class NTMBase(MemoryLayer):
         _checks.positive_int(name, **sizes)
         _checks.at_least_zero(name, max_shift=max_shift)
         _checks.positive(name, memory_value=memory_value)
+        _checks.flag(name, learn_initial=learn_initial)
         words = num_heads * word_size
         super().__init__(sizes, words, interface_size(num_heads, word_size, max_shift), controller, device, dtype)
         self.max_shift, self.memory_value, self.learn_initial = max_shift, memory_value, learn_initial
@@ -68,7 +69,7 @@ class NTMBase(MemoryLayer):
 
     def initial_state(self, batch, num_cells=None, device=None, dtype=None):
         """The :class:`~sysgen.ops.NTMState` before the first step, with ``num_cells`` cells if given."""
-        num_cells, options = self._state_defaults(num_cells, device, dtype)
+        num_cells, options = self._state_defaults(batch, num_cells, device, dtype)
         sizes = batch, self.hidden_size, num_cells, self.word_size, self.num_heads
         state = NTMState.initial(*sizes, memory_value=self.memory_value, **options)
         if not self.learn_initial:

@@ -3,12 +3,16 @@
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .._library import autocast_dtype
+from ..ops._cvmm_checks import name as dtype_name
+from ..reference.dnc import until_end
+
 
 def run_sequence(layer, state_type, input, state, lengths, run):
     """Brings a sequence into the form [T, B, X], runs the layer on it, and brings its output back.
 
     Args:
-        layer: has ``input_size``, ``batch_first`` and ``initial_state(batch, device=…)``.
+        layer: has ``input_size``, ``batch_first``, ``interface`` and ``initial_state(batch, device=…)``.
         state_type: NamedTuple of tensors with the batch first.
         input: [T, B, X], [B, T, X] if ``layer.batch_first``, [T, X], or a ``PackedSequence``.
         state: of ``state_type``, without the batch where the input has none, or None.
@@ -20,18 +24,13 @@ def run_sequence(layer, state_type, input, state, lengths, run):
     """
     if isinstance(input, PackedSequence):
         return _run_packed(layer, state_type, input, state, lengths, run)
-    name, size = type(layer).__name__, layer.input_size
-    if not isinstance(input, torch.Tensor) or input.dim() not in (2, 3) or input.shape[-1] != size:
-        raise ValueError(f"{name}: input must have shape [T, B, {size}] or [T, {size}], got {_described(input)}")
-    batched = input.dim() == 3
+    batched = _check_input(layer, input, "B, T, " if layer.batch_first else "T, B, ", "T, ")
     if not batched and lengths is not None:
-        raise ValueError(f"{name}: lengths needs batched input")
+        raise ValueError(f"{type(layer).__name__}: lengths needs batched input")
     x = input if batched else input[:, None]
     x = x.transpose(0, 1) if layer.batch_first and batched else x
     y, last, *more = run(x, _batched_state(layer, state_type, state, x.shape[1], x.device, batched), lengths)
-    if lengths is not None:
-        runs = torch.arange(len(y), device=y.device)[:, None] < lengths
-        y = y.masked_fill(~runs[..., None], 0)
+    y = until_end(y, lengths)
     y = y.transpose(0, 1) if layer.batch_first and batched else y
     if not batched:
         y, last = y[:, 0], state_type(*(t[0] for t in last))
@@ -40,17 +39,31 @@ def run_sequence(layer, state_type, input, state, lengths, run):
 
 def run_step(layer, state_type, input, state, run):
     """As :func:`run_sequence` for one step: input [B, X] or [X]; run: (x [B, X], state) -> (y [B, Y], state)."""
-    name, size = type(layer).__name__, layer.input_size
-    if not isinstance(input, torch.Tensor) or input.dim() not in (1, 2) or input.shape[-1] != size:
-        raise ValueError(f"{name}: input must have shape [B, {size}] or [{size}], got {_described(input)}")
-    batched = input.dim() == 2
+    batched = _check_input(layer, input, "B, ", "")
     x = input if batched else input[None]
     y, last = run(x, _batched_state(layer, state_type, state, len(x), x.device, batched))
     return (y, last) if batched else (y[0], state_type(*(t[0] for t in last)))
 
 
-def _described(input):
-    return list(input.shape) if isinstance(input, torch.Tensor) else type(input).__name__
+def _check_input(layer, input, batched, unbatched):
+    """Raises unless the input fits the layer; returns whether it has a batch.
+
+    ``batched``, ``unbatched``: the dimensions before the features, such as ``"T, B, "``.
+    """
+    name, size = type(layer).__name__, layer.input_size
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"{name}: input must be a torch.Tensor, got {type(input).__name__}")
+    ranks = [before.count(",") + 1 for before in (batched, unbatched)]
+    if input.dim() not in ranks or input.shape[-1] != size:
+        either = " or ".join(f"[{before}{size}]" for before in (batched, unbatched))
+        raise ValueError(f"{name}: input must have shape {either}, got {list(input.shape)}")
+    own = layer.interface.weight.dtype
+    if input.dtype != own and autocast_dtype(input) is None:
+        raise TypeError(
+            f"{name}: input must be {dtype_name(own)} as the layer's parameters, unless autocast is on, "
+            f"got {dtype_name(input.dtype)}"
+        )
+    return input.dim() == ranks[0]
 
 
 def _batched_state(layer, state_type, state, batch, device, batched):

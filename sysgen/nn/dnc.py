@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 
 from ..ops import DNCState, dnc_sequence
-from ..ops._recurrence_checks import check_lengths
+from ..ops._recurrence_checks import check_checkpoint_every, check_lengths
 from ..reference.dnc import unroll
+from . import _checks
 from ._dnc import DNCBase
 from ._recurrent import run_sequence
 from .dnc_trace import Trace
@@ -90,6 +91,9 @@ class DNC(DNCBase):
             device=device,
             dtype=dtype,
         )
+        name = type(self).__name__
+        _checks.flag(name, batch_first=batch_first)
+        check_checkpoint_every(name, checkpoint_every)
         self.batch_first, self.checkpoint_every = batch_first, checkpoint_every
 
     def forward(self, input, state=None, lengths=None, return_trace=False):

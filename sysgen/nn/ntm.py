@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 
 from ..ops import NTMState, ntm_sequence
-from ..ops._recurrence_checks import check_lengths
+from ..ops._recurrence_checks import check_checkpoint_every, check_lengths
 from ..reference.dnc import unroll
+from . import _checks
 from ._ntm import NTMBase
 from ._recurrent import run_sequence
 from .ntm_trace import NTMTrace
@@ -75,6 +76,9 @@ class NTM(NTMBase):
             device=device,
             dtype=dtype,
         )
+        name = type(self).__name__
+        _checks.flag(name, batch_first=batch_first)
+        check_checkpoint_every(name, checkpoint_every)
         self.batch_first, self.checkpoint_every = batch_first, checkpoint_every
 
     def forward(self, input, state=None, lengths=None, return_trace=False):

@@ -5,6 +5,7 @@ A state has ``hidden`` first and ``reads`` last.
 
 import torch
 
+from ..reference.dnc import until_end
 from ._cvmm_autograd import needs_gradient
 from ._dnc_ops import without_autocast
 
@@ -68,7 +69,7 @@ def differentiable(name, fwd, bwd, num_state):
         read_before = torch.cat([reads0[None], reads[:-1]]) if len(reads) else reads
         of_each = (
             lambda: dgates @ weight_input,
-            lambda: rows.t() @ input.flatten(0, 1),
+            lambda: rows.t() @ until_end(input, lengths).flatten(0, 1),  # 0 · NaN in the padding is no 0
             lambda: rows.sum(0),
             lambda: rows.t() @ before.flatten(0, 1),
             lambda: rows.t() @ read_before.flatten(2).flatten(0, 1),

@@ -185,6 +185,14 @@ def memory_step(control, memory, usage, link, precedence, write_weights, read_we
     return memory, usage, link, precedence, write_weights, read_weights, reads, computed
 
 
+def until_end(sequence, lengths):
+    """sequence [T, B, D] with 0 after the ``lengths`` [B] of the samples, if given."""
+    if lengths is None:
+        return sequence
+    ended = torch.arange(len(sequence), device=sequence.device)[:, None] >= lengths
+    return sequence.masked_fill(ended[..., None], 0)
+
+
 def unroll(step, input, state, lengths):
     """``step(x [B, X], state) -> state`` over input [T, B, X]: (hidden [T, B, H], reads [T, B, R, W], last state).
 
@@ -192,7 +200,7 @@ def unroll(step, input, state, lengths):
     """
     b = len(state.hidden)
     hidden_out, reads_out = [], []
-    for t, x in enumerate(input):
+    for t, x in enumerate(until_end(input, lengths)):  # a NaN in the padding would reach the gradients
         new = step(x, state)
         hidden, reads = new.hidden, new.reads
         if lengths is not None:
