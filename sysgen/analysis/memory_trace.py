@@ -41,9 +41,11 @@ def plot_memory_trace(trace, sample=0, *, heads=None, panels=None, length=None, 
     length = steps if length is None else length
     _check_index("length", length, 1, steps)
     reads = trace["read_weights"].shape[2]
-    heads = range(reads) if heads is None else list(heads)
+    heads = range(reads) if heads is None else _listed("heads", heads)
     for head in heads:
         _check_index("heads", head, 0, reads - 1)
+    if not isinstance(signals, (dict, type(None))):
+        raise TypeError(f"plot_memory_trace: signals must be a dict or None, got {type(signals).__name__}")
     signals = {name: _check_signal(name, t, length) for name, t in (signals or {}).items()}
     panels = _check_panels(trace, panels)
     seen = {name: t[:length, sample].detach().float().cpu() for name, t in trace.items()}
@@ -150,6 +152,14 @@ def _check_index(name, value, least, most):
         raise ValueError(f"plot_memory_trace: {name} must lie in [{least}, {most}], got {value}")
 
 
+def _listed(name, values):
+    try:
+        return list(values)
+    except TypeError:
+        what = type(values).__name__
+        raise TypeError(f"plot_memory_trace: {name} must be a list or None, got {what}") from None
+
+
 def _check_signal(name, t, length):
     if not isinstance(t, torch.Tensor) or t.dim() != 2 or len(t) < length:
         given = list(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
@@ -162,7 +172,7 @@ def _check_panels(trace, panels):
     has += ["gates"] if all(name in trace for name in GATES) else []
     if panels is None:
         return has
-    panels = [panels] if isinstance(panels, str) else list(panels)
+    panels = [panels] if isinstance(panels, str) else _listed("panels", panels)
     for name in panels:
         if name not in has:
             known = "; the model has no masks" if name in WRITING + READING else ""
