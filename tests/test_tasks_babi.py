@@ -71,12 +71,36 @@ def test_the_released_reader_loses_the_last_story_of_a_file(folder):
 
 @pytest.mark.parametrize(
     "line, number",
-    [("Mary moved.", 2), ("3 Mary moved.", 2), ("2 Where is Mary?\tbathroom", 2), ("\n2 Mary moved.", 2)],
+    [
+        ("Mary moved.", 2),
+        ("3 Mary moved.", 2),
+        ("2 Where is Mary?\tbathroom", 2),
+        ("2 Where is Mary?\t,\t1", 2),  # no answer
+        ("\n2 Mary moved.", 2),
+    ],
 )
 def test_bad_lines(tmp_path, line, number):
     (tmp_path / "qa3_x_train.txt").write_text(f"1 Mary moved.\n{line}\n")
     with pytest.raises(ValueError, match=f"line {number}: expected '2 <sentence>'"):
         BAbI("train", tmp_path)
+
+
+def test_files_of_other_systems(tmp_path):
+    """Line ends of Windows, a mark of the byte order, no end of the last line; no other character ends a line."""
+    file = tmp_path / "qa1_x_train.txt"
+    file.write_bytes(b"\xef\xbb\xbf1 Mary moved.\r\n2 A\x0cb\xe2\x80\xa8c.\r\n3 Where? \tbathroom\t1")
+    assert told(BAbI("train", tmp_path), 0)[0] == "mary moved . a b c . where ? - - - -"
+    file.write_text("")
+    assert len(BAbI("train", tmp_path)) == 0
+    file.write_bytes("1 Café.".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"qa1_x_train\.txt is no text in UTF-8"):
+        BAbI("train", tmp_path)
+
+
+def test_many_words(tmp_path):
+    words = ["".join(chr(97 + int(digit)) for digit in str(i)) for i in range(2**15)]
+    (tmp_path / "qa1_x_train.txt").write_text(f"1 {' '.join(words)}\n")
+    assert told(BAbI("train", tmp_path), 0)[0] == " ".join(words)
 
 
 def test_bad_arguments(folder, tmp_path_factory):
@@ -86,5 +110,9 @@ def test_bad_arguments(folder, tmp_path_factory):
         BAbI("valid", folder)
     with pytest.raises(ValueError, match="tasks must be one of 1, got 19"):
         BAbI("test", folder, tasks=[19])
+    with pytest.raises(ValueError, match="tasks must be at least one of 1, 19, got none"):
+        BAbI("train", folder, tasks=[])
+    with pytest.raises(TypeError, match=r"split must be one or several of .*, got float"):
+        BAbI(0.5, folder)
     with pytest.raises(ValueError, match="think_steps must be at least 0"):
         BAbI("train", folder, think_steps=-1)

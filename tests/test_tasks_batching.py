@@ -168,7 +168,7 @@ def test_indices_that_are_no_integers(dataset):
 
 @pytest.mark.parametrize("split", [None, 3])
 def test_split_that_is_no_name(split):
-    with pytest.raises(TypeError, match=f"split must be a name or several, got {type(split).__name__}"):
+    with pytest.raises(TypeError, match=f"split must be one or several of .*, got {type(split).__name__}"):
         CTL(split)
 
 

@@ -104,14 +104,7 @@ class GeneratedDataset(Dataset):
     separator = " "
 
     def __init__(self, split, seed, parameters, progress, cache_dir):
-        try:
-            names = (split,) if isinstance(split, str) else tuple(split)
-        except TypeError:
-            raise TypeError(f"split must be a name or several, got {type(split).__name__}") from None
-        for name in names:
-            check_choice("split", name, self.splits(**self._split_arguments(parameters)))
-        if not names:
-            raise ValueError("split must name at least one split")
+        names = check_several("split", split, self.splits(**self._split_arguments(parameters)))
         key_of(seed)
         self.split, self.seed, self.parameters = split, seed, parameters
         self._table = concatenate([self._table_of(name, progress, cache_dir) for name in names])
@@ -246,6 +239,25 @@ class ClassificationDataset(GeneratedDataset):
 def check_choice(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_several(name, value, allowed):
+    """The values as a tuple; ``value`` is one or several of ``allowed``."""
+    known = ", ".join(map(repr, allowed))
+    try:
+        values = (value,) if isinstance(value, type(allowed[0])) else tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be one or several of {known}, got {type(value).__name__}") from None
+    if not values:
+        raise ValueError(f"{name} must be at least one of {known}, got none")
+    for one in values:
+        check_choice(name, one, allowed)
+    return values
+
+
+def check_bool(name, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def check_int(name, value, low, high=math.inf):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ._dataset import GeneratedDataset, check_choice, check_int
+from ._dataset import GeneratedDataset, check_choice, check_int, check_several
 from .batching import Batch
 
 _FILE = re.compile(r"qa(\d+)_.*_([^_]+)\.txt")
@@ -29,7 +29,7 @@ class BAbI(GeneratedDataset):
     Args:
         split: ``"train"``, ``"test"`` or what else names of files end in, or several that are joined.
         data_dir: folder of the files.
-        tasks: numbers of the tasks to take; None: all that have files.
+        tasks: number of the task to take, or several; None: all that have files.
         think_steps: blanks before an answer.
         stories: ``"all"``, or ``"reference"``: without the last story of each file, which the released code loses.
 
@@ -38,7 +38,8 @@ class BAbI(GeneratedDataset):
 
     Raises:
         FileNotFoundError: ``data_dir`` holds no such files.
-        ValueError: a split or task without files, or a line that is not of this format, by its number.
+        ValueError: a split or task without files, a file that is no UTF-8, or a line that is not of this format, by its
+            number.
     """
 
     def __init__(self, split="train", data_dir="tasks_1-20_v1-2/en-10k", *, tasks=None, think_steps=3, stories="all"):
@@ -48,13 +49,9 @@ class BAbI(GeneratedDataset):
         files = sorted((int(match[1]), match[2], str(path)) for match, path in found if match)
         if not files:
             raise FileNotFoundError(f"data_dir = {str(data_dir)!r} holds no files qa<task>_<name>_<split>.txt of bAbI")
-        names = (split,) if isinstance(split, str) else tuple(split)
-        for name in names:
-            check_choice("split", name, sorted({name for _, name, _ in files}))
+        names = check_several("split", split, sorted({name for _, name, _ in files}))
         there = sorted({task for task, name, _ in files if name in names})
-        wanted = there if tasks is None else list(tasks)
-        for task in wanted:
-            check_choice("tasks", task, there)
+        wanted = there if tasks is None else check_several("tasks", tasks, there)
         changed = tuple(Path(path).stat().st_mtime_ns for _, _, path in files)
         read, self.vocabulary = _read(tuple(files), changed)
         self.split, self.seed, self.parameters = split, 0, {"think_steps": think_steps, "stories": stories}
@@ -64,7 +61,7 @@ class BAbI(GeneratedDataset):
             for story in (told if stories == "all" else told[:-1])
             if name in names and task in wanted
         ]
-        self._table = _table(kept, think_steps)
+        self._table = _table(kept, think_steps, len(self.vocabulary))
         self._lengths = self._table["tokens_offsets"].diff()
 
     @property
@@ -98,24 +95,34 @@ def _read(files, changed):
     read = []
     for _, _, path in files:
         stories = []
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_lines(path), 1):
             text, *question = line.split("\t")
             index, _, sentence = text.partition(" ")
             expected = len(stories[-1]) + 1 if stories else 1
-            if not index.isdecimal() or int(index) not in (1, expected) or len(question) not in (0, 2):
+            told = words(sentence), words(question[0].replace(",", " ")) if question else None
+            if not index.isdecimal() or int(index) not in (1, expected) or len(question) not in (0, 2) or told[1] == ():
                 raise ValueError(
                     f"{path}, line {number}: expected '{expected} <sentence>' or '{expected} <question>?', a tab, the "
                     f"answer, a tab and the numbers of supporting lines, or the line 1 of the next story, got {line!r}"
                 )
             if int(index) == 1:
                 stories.append([])
-            stories[-1].append((words(sentence), words(question[0].replace(",", " ")) if question else None))
+            stories[-1].append(told)
         read.append(stories)
     return read, list(ids)
 
 
-def _table(stories, think_steps):
+def _lines(path):
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def _table(stories, think_steps, num_tokens):
     """Of pairs (task, story of :func:`_read`)."""
+    dtype = torch.int16 if num_tokens <= 2**15 else torch.int32
     tokens, answers, offsets = [], [], [0]
     for _, story in stories:
         for words, answer in story:
@@ -127,9 +134,9 @@ def _table(stories, think_steps):
         offsets.append(len(tokens))
     offsets = torch.tensor(offsets)
     return {
-        "tokens": torch.tensor(tokens, dtype=torch.int16),
+        "tokens": torch.tensor(tokens, dtype=dtype),
         "tokens_offsets": offsets,
-        "answers": torch.tensor(answers, dtype=torch.int16),
+        "answers": torch.tensor(answers, dtype=dtype),
         "answers_offsets": offsets,
         "tasks": torch.tensor([task for task, _ in stories], dtype=torch.int32),
     }

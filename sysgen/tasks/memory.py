@@ -5,7 +5,7 @@ from typing import NamedTuple, Optional
 import torch
 import torch.nn.functional as F
 
-from ._dataset import check_choice, check_int
+from ._dataset import check_bool, check_choice, check_int
 from ._random import below, draw, key_of
 
 
@@ -303,7 +303,8 @@ class KeyValue(BitStream):
         check_int("word_bits", word_bits, 1, 30)
         check_int("max_length", max_length, 1, 2**word_bits)
         super().__init__(split, seed, {"length": (min_length, max_length)}, ())
-        self.word_bits, self.two_way = word_bits, bool(two_way)
+        check_bool("two_way", two_way)
+        self.word_bits, self.two_way = word_bits, two_way
         self.input_size, self.output_size = 2 * word_bits + 1 + self.two_way, word_bits
 
     def _make(self, random, batch_size):
