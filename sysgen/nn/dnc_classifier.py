@@ -21,7 +21,7 @@ class DNCClassifier(nn.Module):
         dropout: rate on the embedding.
         released_readout: reads the output *before* E, as the released model does.
 
-    Shapes: tokens int [B, N], lengths int [B] (None: all N) -> [B, num_classes]. CPU only, as the DNC.
+    Shapes: tokens int [B, N], lengths int [B] (None: all N) -> [B, num_classes].
     """
 
     def __init__(
