@@ -13,8 +13,8 @@ class Trace:
       free_gates, read_strength, sharp_forward, sharp_backward [T, B, R]; write_key, write_mask, erase, value [T, B, W];
       read_key, read_mask [T, B, R, W]. Those that the variant lacks are missing.
 
-    T is first and B second whatever the form of the input; B is 1 where it has none. Rows after the end of a sample mean
-    nothing. Without a step there is nothing.
+    T is first and B second whatever the form of the input, and B is 1 where it has no batch. Rows after the end of a
+    sample mean nothing. Without a step there is nothing.
     """
 
     of_state = ("usage", "precedence", "write_weights", "read_weights", "memory")
