@@ -1,7 +1,7 @@
 """Registered operations of the DNC's recurrence: allocation and one core call each. Arguments as in csrc/dnc/dnc.h.
 
-A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkpoint on the CPU is a state whose rows are
-padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
+A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkpoint on the CPU is a state whose rows
+are padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
 """
 
 from contextlib import nullcontext
