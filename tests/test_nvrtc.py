@@ -120,7 +120,7 @@ def _members(struct):
             continue
         kind = re.match(r"\s*(?:const )?(\w+)", declaration)[1]
         for part in declaration.split(","):
-            name = re.search(r"(\w+)$", part)[1]
+            name = re.search(r"(\w+)(?:\[\w+\])?$", part)[1]
             nested = "*" not in part and re.search(rf"^struct {kind} {{", text, re.M)
             members += [f"{name}.{inner}" for inner in _members(kind)] if nested else [name]
     return members
