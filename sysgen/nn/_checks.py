@@ -2,6 +2,9 @@
 
 import math
 
+from ..ops._geometric_attention_checks import check_flag
+from ..ops._recurrence_checks import check_number
+
 
 def positive_int(layer, **values):
     for name, value in values.items():
@@ -35,16 +38,12 @@ def positive(layer, **values):
 
 def finite(layer, **values):
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{layer}: {name} must be a number, got {value!r}")
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{layer}: {name} must be finite, got {value}")
+        check_number(layer, name, value, lambda v: v > -math.inf, "finite")
 
 
 def flag(layer, **values):
     for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{layer}: {name} must be a bool, got {value!r}")
+        check_flag(layer, name, value)
 
 
 def at_least_zero(layer, **values):

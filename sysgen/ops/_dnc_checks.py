@@ -3,6 +3,7 @@
 import math
 
 from ._dnc_ops import interface_size
+from ._geometric_attention_checks import check_flag
 from ._recurrence_checks import (
     check_checkpoint_every,
     check_input,
@@ -27,8 +28,7 @@ def check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_ev
     check_input(OP, input)
     dtype = check_state(OP, state, input)
     for flag, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{OP}: {flag} must be a bool, got {type(value).__name__}")
+        check_flag(OP, flag, value)
     heads = state[8].shape[1:]
     interface = interface_size(*heads, flags["masked"], flags["sharpen"])
     check_weights(OP, weights, input, state[0].shape[1], math.prod(heads), interface, dtype)
