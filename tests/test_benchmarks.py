@@ -8,11 +8,14 @@ import torch
 
 from sysgen._memory import peak_memory
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "tools"))
 
 import curve
 import peers
 import report
+import update_performance
 
 
 @pytest.mark.parametrize("n", [1000, 4099])
@@ -71,3 +74,17 @@ def test_peers_compute_the_same(name, device):
     experts[experts == 3] = 4  # one expert without tokens, and duplicates
     expected = sysgen.reference.moe_ffn(x, experts, gate, w_up, w_down)
     torch.testing.assert_close(peers.PEERS[name].ffn(x, experts, gate, w_up, w_down), expected)
+
+
+def test_the_performance_page_is_current():
+    page = update_performance.PAGE.read_text()
+    assert update_performance.updated(page) == page, "run python tools/update_performance.py"
+
+
+def test_floors_of_the_performance_page():
+    """Divided by hand: a product of 2 GFLOP beside one of 100 GFLOP/s; the thesis' shape on an H200."""
+    record = {"figure": "f", "x_name": "n", "x": 3, "passes": "forward", "gflops": 50.0, "gb_s": 1.0, "seconds": 0.04}
+    assert update_performance._cpu_line(record, 100e9) == "| f | n = 3 | forward | 2 | 40 | 20 | 40 | 2.00 |"
+    up = update_performance.THESIS[0].projections()[0]
+    # forward 17.18 GFLOP / 790e12 = 21.7 µs; its dX 34 + 4.2 + 134 MB, then 134 + 34 MB, of 4.3 TB/s: 79 µs
+    assert update_performance._cuda_line(up).endswith("| 17.2 | 71, 4 | 22 | 79 | 22 |")

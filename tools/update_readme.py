@@ -162,7 +162,7 @@ def between(text, name, content):
     """``text`` with ``content`` between the markers of that name."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md must have one {begin} and one {end}")
+        raise ValueError(f"the page must have one {begin} and one {end}")
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
 
 
