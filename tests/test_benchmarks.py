@@ -8,9 +8,8 @@ import torch
 
 from sysgen._memory import peak_memory
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
 
 import curve
 import peers
