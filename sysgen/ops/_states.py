@@ -9,7 +9,7 @@ class DNCState(NamedTuple):
     """State of a Differentiable Neural Computer between two steps; B batch, H controller, N cells, W words, R heads."""
 
     hidden: torch.Tensor  #: [B, H], of the controller
-    cell: torch.Tensor  #: [B, H], of the controller
+    cell: torch.Tensor  #: [B, H], of the LSTM; of another controller its state, [B, S]
     memory: torch.Tensor  #: [B, N, W]
     usage: torch.Tensor  #: [B, N]
     link: torch.Tensor  #: [B, N, N]: [i, j] how much cell i was written right after cell j
@@ -34,7 +34,7 @@ class NTMState(NamedTuple):
     """State of a Neural Turing Machine between two steps; B batch, H controller, N cells, W words, P pairs of heads."""
 
     hidden: torch.Tensor  #: [B, H], of the controller
-    cell: torch.Tensor  #: [B, H], of the controller
+    cell: torch.Tensor  #: [B, H], of the LSTM; of another controller its state, [B, S]
     memory: torch.Tensor  #: [B, N, W]
     read_weights: torch.Tensor  #: [B, P, N]
     write_weights: torch.Tensor  #: [B, P, N]
