@@ -95,6 +95,10 @@ class Nvrtc:
         Raises:
             RuntimeError: with the compiler's log.
         """
+        return self.compile_with_log(source, kernels, arch)[:2]
+
+    def compile_with_log(self, source, kernels, arch):
+        """The same, and what the compiler said."""
         program = ctypes.c_void_p()
         self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"sysgen.cu", 0, None, None)
         try:
@@ -103,12 +107,12 @@ class Nvrtc:
             options = [option.encode() for option in self.options(arch)]
             array = (ctypes.c_char_p * len(options))(*options)
             error = self._lib.nvrtcCompileProgram(program, len(options), array)
+            log = self._bytes(program, "nvrtcGetProgramLog").rstrip(b"\0\n").decode(errors="replace")
             if error:
-                log = self._bytes(program, "nvrtcGetProgramLog").rstrip(b"\0\n").decode(errors="replace")
                 what = f"NVRTC {self.version} cannot compile {kernels[0]} for {arch}"
                 raise RuntimeError(f"{what}: {self._text(error)}\n{log}")
             image = self._bytes(program, "nvrtcGetCUBIN" if arch.startswith("sm_") else "nvrtcGetPTX")
-            return image, [self._symbol(program, kernel) for kernel in kernels]
+            return image, [self._symbol(program, kernel) for kernel in kernels], log
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(program))
 

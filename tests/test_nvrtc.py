@@ -1,9 +1,8 @@
 """The route without nvcc: g++ compiles the launchers, NVRTC the kernels. Everything but a GPU's own part of it."""
 
-import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,13 @@ from support import python
 from sysgen import _nvrtc, ops
 from sysgen._load import core
 
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+
+import update_ptxas
+
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
+_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="would start kernels on CPU tensors")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +43,6 @@ def kernels(by_name):
     return sorted(by_name.kernels())
 
 
-def _by_file(kernels):
-    files = {}
-    for kernel in kernels:
-        files.setdefault(_nvrtc.header_of(kernel[0]), []).append(kernel)
-    return files
-
-
 # ---- the kernels
 
 
@@ -65,32 +62,65 @@ def test_every_kernel_is_known(by_name, kernels):
     assert len(launched) > 8 and launched <= set(kernels)
 
 
-class NoSpills(_nvrtc.Nvrtc):
-    """For which a kernel that spills registers is an error."""
+@pytest.fixture(scope="module")
+def compiled(nvrtc, kernels):
+    """Figures of every kernel, (name, architecture) -> Compiled. A kernel that spills registers is an error."""
+    return update_ptxas.compile_all(update_ptxas.NoSpills(), kernels)
 
-    def options(self, arch):
-        return [*super().options(arch), "--ptxas-options=--warn-on-spills", "--ptxas-options=--warning-as-error"]
+
+@pytest.mark.xdist_group("nvrtc")  # the compilation serves both tests
+def test_every_kernel_compiles_to_machine_code(compiled, kernels):
+    """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers."""
+    assert compiled.keys() == {(kernel[0], arch) for kernel in kernels for arch in ("sm_80", "sm_90")}
+    for figures in compiled.values():
+        assert figures.spilled == 0 and figures.threads % 32 == 0 and 16 <= figures.registers <= 255
 
 
-def test_every_kernel_compiles_to_machine_code(nvrtc, kernels):
-    """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers.
+@pytest.mark.xdist_group("nvrtc")
+def test_the_table_of_kernels_is_current(compiled, nvrtc):
+    """To the number with the NVRTC that wrote it; another one may assign other registers to the same kernels."""
+    page, refresh = update_ptxas.PAGE.read_text(), f"run {update_ptxas.REFRESH} and commit {update_ptxas.PAGE.name}"
+    now = update_ptxas.page(nvrtc.version, compiled)
+    assert update_ptxas.names_on(page) == update_ptxas.names_on(now), refresh
+    if update_ptxas.version_of(page) == nvrtc.version:
+        changed = [pair for pair in zip(page.splitlines(), now.splitlines()) if pair[0] != pair[1]]
+        assert page == now, f"{refresh}: {changed[:5]}"
 
-    One program holds all kernels of a file.
-    """
-    compiler = NoSpills()
 
-    def check(job):
-        group, arch = job
-        image, symbols = compiler.compile(_nvrtc.program(group), [k[0] for k in group], arch)
-        assert len(set(symbols)) == len(group) and image.startswith(b"\x7fELF")
-        for symbol in symbols:
-            assert f"\0.text.{symbol}\0".encode() in image
-        return len(symbols)
+def test_the_table_knows_who_asks_for_dynamic_shared_memory():
+    """Each kernel that carves dynamic shared memory has a formula in the table, and no other."""
+    carves = set()
+    for file in CSRC.glob("*/*.cuh"):
+        for name, body in re.findall(r"__global__[^;{]*?\b(\w+)\(const[^{]*\{(.*?)^\}", file.read_text(), re.M | re.S):
+            carves |= {name} if "Smem smem" in body else set()
+    assert carves == set(update_ptxas.DYNAMIC)
 
-    groups = sorted(_by_file(kernels).values(), key=len, reverse=True)  # the longest compilation must not come last
-    jobs = [(group, arch) for group in groups for arch in ("sm_80", "sm_90")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        assert sum(pool.map(check, jobs)) == 2 * len(kernels)
+
+@_no_gpu
+def test_the_table_tells_how_kernels_are_launched(with_driver):
+    """Threads and dynamic shared memory, against what the launchers ask the driver for."""
+    row = r"^\| `(.+)` \| (\d+) \| [^|]+ \| .*\+ (\d+) \|"
+    table = {name: numbers for name, *numbers in re.findall(row, update_ptxas.PAGE.read_text(), re.M)}
+    printed = with_driver("dynamic")
+    launch = r"launch (sysgen::.+) grid .* block (\d+) 1 1 shared (\d+) "
+    launches = {(update_ptxas.readable(name), *numbers) for name, *numbers in re.findall(launch, printed)}
+    assert {name.split("<")[0] for name, *_ in launches} >= set(update_ptxas.DYNAMIC) and len(launches) > 70, printed
+    assert not [launch for launch in launches if list(launch[1:]) != table.get(launch[0])]
+
+
+@pytest.mark.parametrize(
+    ("figures", "sm_80", "sm_90"),
+    [  # worked by hand: 65536 registers, 64 warps, 32 blocks; 163840 + 4096 and 229376 + 4096 bytes
+        (dict(threads=256, registers=32), (8, "warps"), (8, "warps")),
+        (dict(threads=256, registers=33), (6, "registers"), (6, "registers")),  # 40 a thread: 51 warps, in fours 48
+        (dict(threads=32, registers=16), (32, "blocks"), (32, "blocks")),
+        (dict(threads=128, registers=32, dynamic=80 * 1024), (2, "shared memory"), (2, "shared memory")),
+        (dict(threads=128, registers=32, dynamic=82 * 1024), (1, "shared memory"), (2, "shared memory")),
+    ],
+)
+def test_occupancy(figures, sm_80, sm_90):
+    compiled = update_ptxas.Compiled(**{**dict(static=0, dynamic=0, stack=0, spilled=0), **figures})
+    assert compiled.blocks("sm_80") == sm_80 and compiled.blocks("sm_90") == sm_90
 
 
 def test_spilled_registers_are_found(nvrtc):
@@ -104,7 +134,7 @@ def test_spilled_registers_are_found(nvrtc):
       for (int i = 0; i < 128; ++i) p[threadIdx.x * 128 + (i * 37 + 5) % 128] = v[i] * v[127 - i];
     }"""
     with pytest.raises(RuntimeError, match="Registers are spilled to local memory in function 'spilling'"):
-        NoSpills().compile(kernel, ["spilling"], "sm_80")
+        update_ptxas.NoSpills().compile(kernel, ["spilling"], "sm_80")
 
 
 def _members(struct):
@@ -131,7 +161,7 @@ def test_both_compilers_lay_the_arguments_out_alike(nvrtc, kernels, tmp_path):
     types = sorted({k[1] for k in kernels})
     members = [(t, m) for t in types for m in _members(re.match(r"sysgen::(\w+)", t).group(1))]
     assert len(types) > 10 and len(members) > 100
-    includes = "".join(f'#include "{file}"\n' for file in _by_file(kernels))
+    includes = "".join(f'#include "{file}"\n' for file in sorted({_nvrtc.header_of(k[0]) for k in kernels}))
     aliases = "".join(f"using T{i} = {t};\n" for i, t in enumerate(types))
     prints = "".join(f'std::printf("%zu\\n", offsetof(T{types.index(t)}, {m}));\n' for t, m in members)
     (tmp_path / "host.cpp").write_text(
@@ -206,8 +236,6 @@ def test_without_nvrtc_the_error_says_what_to_install(a_kernel, monkeypatch, tmp
 
 # ---- launches
 
-_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="would start kernels on CPU tensors")
-
 _PROGRAM = """
 import sys, torch
 from emulated_core import launching_by_name
@@ -229,6 +257,27 @@ with launching_by_name() as core:
         shapes = (1024, 8), (1024, 256), (1024, 256), (1024,), (799, 256), (799,)
         state, weights = ops.DNCState.zeros(1, 256, 256, 64, 4), [torch.zeros(shape) for shape in shapes]
         run = lambda: ops.dnc_sequence(torch.zeros(1, 1, 8), state, *weights)
+    if "dynamic" in sys.argv:
+        def run():
+            halves, wide = (torch.bfloat16, torch.float16), (torch.float64, torch.float32)
+            for dtype in (*wide, *halves):
+                for n, d in ((16, 64), (16, 65), (64, 64), (128, 64), (200, 64), (200, 128), (200, 256)):
+                    heads = torch.zeros(3, 1, 4, n, d, dtype=dtype).requires_grad_()
+                    ops.geometric_attention(*heads).sum().backward()
+                for tokens, d, h in ((8, 8, 8), (1408, 8, 3072), (1408, 3072, 8)):
+                    for master in {dtype, torch.float32} if dtype in halves else (dtype,):
+                        for precision in ("ieee", "tf32", "tf32x3") if dtype == torch.float32 else ("ieee",):
+                            x = torch.zeros(tokens, d, dtype=dtype).requires_grad_()
+                            w = torch.zeros(1, d, h, dtype=master).requires_grad_()
+                            ids = torch.zeros(tokens, 1, dtype=torch.int64)
+                            ops.cvmm(x, ids, w, precision=precision).sum().backward()
+            for dtype in wide:
+                for cells in (64, 512, 4096):
+                    ops.allocation(torch.zeros(1, cells, dtype=dtype).requires_grad_()).sum().backward()
+                shapes = (12, 2), (12, 3), (12, 4), (12,), (34, 3), (34,)
+                weights = [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes]
+                state = ops.DNCState.zeros(1, 3, 5, 4, 1, dtype=dtype)
+                ops.dnc_sequence(torch.zeros(2, 1, 2, dtype=dtype), state, *weights)[0].sum().backward()
     for i in range(2):
         print("begin", flush=True)
         try:
