@@ -128,6 +128,10 @@ def test_parameters_device_and_dtype():
         (lambda: layer()(torch.randn(3, 2, 6)), "input"),
         (lambda: layer()(torch.randn(3, 5), lengths=torch.tensor([3])), "lengths"),
         (lambda: layer()(torch.randn(3, 2, 5), layer().initial_state(4)), "state"),
+        (
+            lambda: layer()(torch.randn(3, 2, 5), layer(hidden_size=9).initial_state(2)),
+            r"DNC: state.hidden must have shape \[2, 8\], got \[2, 9\]",
+        ),
         (lambda: layer()(torch.randn(3, 2, 5), lengths=torch.tensor([1, 4])), "lengths"),
     ],
 )

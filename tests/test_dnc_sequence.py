@@ -245,6 +245,7 @@ ERRORS = [
     (lambda a: a.update(lengths=torch.tensor([1.0, 2.0, 3.0])), "lengths"),
     (lambda a: a.update(checkpoint_every=0), "checkpoint_every"),
     (lambda a: a.update(eps=-1.0), "eps"),
+    (lambda a: a.update(eps=1e-310), "eps must be at least 2.23e-308"),  # of zero words it would make NaNs
     (lambda a: a.update(mask_min=1.5), "mask_min"),
     (lambda a: a.update(clip=0.0), "clip"),
 ]

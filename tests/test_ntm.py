@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from sysgen import nn
+from sysgen.ops import NTMState
 
 F64 = {"dtype": torch.float64}
 SIZES = (5, 4, 8, 6, 3, 2)  # X, Y, H, N, W, P
@@ -131,6 +132,9 @@ def test_half_types_autocast_and_copies():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state = ntm(x)
     assert y.dtype == torch.bfloat16 and all(torch.equal(a, e) for a, e in zip(state, expected))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for module in (ntm, layer(dtype=torch.float32, controller=torch.nn.GRUCell(11, 8))):  # the other half type
+            assert module(x.half())[0].dtype == torch.bfloat16
     half = copy.deepcopy(ntm).to(torch.bfloat16)
     y, state = half(x.bfloat16())
     y.sum().backward()
@@ -169,6 +173,10 @@ def test_compiled(dynamic):
         (lambda: layer()(torch.randn(3, 2, 5, **F64), layer().initial_state(4)), "state"),
         (lambda: layer(nn.NTMCell)(torch.randn(2, 5, **F64), layer().initial_state(4)), "state"),
         (lambda: layer()(torch.randn(3, 5, **F64), state=(1,) * 6), "state"),
+        (
+            lambda: layer()(torch.randn(3, 2, 5, **F64), NTMState.initial(2, 8, 6, 4, 2, **F64)),
+            r"NTM: state.memory must have shape \[2, 6, 3\], got \[2, 6, 4\]",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, name):

@@ -419,6 +419,7 @@ ERRORS = [
     (lambda a: a.update(lengths=torch.tensor([1, 2, 8])), "lengths"),
     (lambda a: a.update(checkpoint_every=0), "checkpoint_every"),
     (lambda a: a.update(eps=0.0), "eps"),
+    (lambda a: a.update(eps=1e-310), "eps must be at least 2.23e-308"),  # of zero words it would make NaNs
 ]
 
 

@@ -57,7 +57,8 @@ class MemoryLayer(nn.Module):
         """x [B, X] -> (hidden, cell, interface vector [B, I]) in the state's dtype, whatever autocast says."""
         dtype = state.memory.dtype
         if self.controller is not None:
-            words = torch.cat([x, state.reads.flatten(1).to(x.dtype)], 1)
+            with without_autocast(x.device):  # its cat takes no other half type than its own
+                words = torch.cat([x, state.reads.flatten(1).to(x.dtype)], 1)
             name = type(self).__name__
             hidden, cell = _dnc_controller.step(name, self.controller, words, state.hidden, state.cell)
         with without_autocast(x.device):

@@ -91,7 +91,9 @@ class NTMBase(MemoryLayer):
         return NTMState(hidden, cell, *new), control
 
     def _output(self, hidden, reads, dtype):
-        return self.output(torch.cat([hidden, reads.flatten(-2)], -1).to(dtype))
+        with without_autocast(hidden.device):  # its cat takes no other half type than its own
+            found = torch.cat([hidden, reads.flatten(-2)], -1).to(dtype)
+        return self.output(found)
 
     def extra_repr(self):
         names = "input_size", "output_size", "hidden_size", "num_cells", "word_size", "num_heads"

@@ -125,8 +125,8 @@ class DNC(DNCBase):
                 trace.add(state, computed)
             return state
 
+        self._check_state(x, state)
         if self.controller is not None:
-            self._check_state(x, state)
             check_lengths("DNC", lengths, x)
             return unroll(step, x, state, lengths)
         options = {"masked": self.masked, "dealloc": self.dealloc, "sharpen": self.sharpen}

@@ -109,8 +109,8 @@ class NTM(NTMBase):
                 trace.add(state, computed)
             return state
 
+        self._check_state(x, state)
         if self.controller is not None:
-            self._check_state(x, state)
             check_lengths("NTM", lengths, x)
             return unroll(step, x, state, lengths)
         weights = *self._controller_weights(), self.interface.weight, self.interface.bias

@@ -4,6 +4,7 @@ import math
 
 from ._dnc_ops import interface_size
 from ._geometric_attention_checks import check_flag
+from ._memory_checks import check_eps
 from ._recurrence_checks import (
     check_checkpoint_every,
     check_input,
@@ -17,7 +18,6 @@ from ._states import DNCState
 
 OP = "dnc_sequence"
 _NUMBERS = {
-    "eps": (lambda v: v > 0, "positive"),
     "clip": (lambda v: v > 0, "positive"),
     "mask_min": (lambda v: 0 <= v <= 1, "in [0, 1]"),
 }
@@ -33,8 +33,9 @@ def check_sequence(input, state, weights, lengths, flags, numbers, checkpoint_ev
     interface = interface_size(*heads, flags["masked"], flags["sharpen"])
     check_weights(OP, weights, input, state[0].shape[1], math.prod(heads), interface, dtype)
     check_lengths(OP, lengths, input)
-    for argument, value in numbers.items():
-        check_number(OP, argument, value, *_NUMBERS[argument])
+    check_eps(OP, numbers["eps"], dtype)
+    for argument, fits in _NUMBERS.items():
+        check_number(OP, argument, numbers[argument], *fits)
     check_checkpoint_every(OP, checkpoint_every)
 
 

@@ -1,12 +1,12 @@
 """Arguments of the Neural Turing Machine's recurrence: what may be given."""
 
+from ._memory_checks import check_eps
 from ._ntm_ops import interface_size
 from ._recurrence_checks import (
     check_checkpoint_every,
     check_input,
     check_integer,
     check_lengths,
-    check_number,
     check_state_shapes,
     check_state_tensors,
     check_weights,
@@ -25,7 +25,7 @@ def check_sequence(input, state, weights, lengths, max_shift, eps, checkpoint_ev
     interface = interface_size(heads, width, max_shift)
     check_weights(OP, weights, input, state[0].shape[1], heads * width, interface, dtype)
     check_lengths(OP, lengths, input)
-    check_number(OP, "eps", eps, lambda v: v > 0, "positive")
+    check_eps(OP, eps, dtype)
     check_checkpoint_every(OP, checkpoint_every)
 
 
