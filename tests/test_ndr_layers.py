@@ -499,10 +499,13 @@ def test_bad_ndr_arguments():
         ("update must be one of 'norm', 'tanh', 'residual_norm', got 'add'", {"update": "add"}),
         (r"gate_dropout must be in \[0, 1\], got 2", {"gate_dropout": 2}),
         ("gate_size must be at least 1, got 0", {"gate_size": 0}),
+        ("gate_bias must be finite, got nan", {"gate_bias": float("nan")}),
         ("attention must be one of .* got 'softmax'", {"attention": "softmax"}),
     ):
         with pytest.raises(ValueError, match=f"NDREncoderLayer: {words}"):
             NDREncoderLayer(8, 2, **kwargs)
+    with pytest.raises(TypeError, match="NDREncoderLayer: scalar_gate must be a bool, got 2"):
+        NDREncoderLayer(8, 2, scalar_gate=2)
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         SharedEncoder(make("ndr"), 0)
     with pytest.raises(ValueError, match="num_eval_layers must be at least 1, got 0"):

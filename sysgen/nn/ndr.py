@@ -70,6 +70,8 @@ class NDREncoderLayer(nn.Module):
         rates = {"dropout": dropout, "gate_dropout": gate_dropout, "feedforward_dropout": self.feedforward_dropout}
         check_layer(self, d_model, nhead, dim_feedforward, activation, **rates)
         _checks.positive_int("NDREncoderLayer", gate_size=gate_size)
+        _checks.finite("NDREncoderLayer", gate_bias=gate_bias)
+        _checks.flag("NDREncoderLayer", scalar_gate=scalar_gate)
         _checks.one_of("NDREncoderLayer", UPDATES, update=update)
         _checks.one_of("NDREncoderLayer", ("geometric", "relative", "abs_rel"), attention=attention)
         self.d_model, self.dropout, self.gate_dropout, self.gate_bias = d_model, dropout, gate_dropout, gate_bias

@@ -5,6 +5,7 @@ import torch
 from ..reference.gated_update import gated_update as reference
 from . import _gated_update_ops as ops
 from ._cvmm_autograd import needs_gradient
+from ._dnc_ops import without_autocast
 from ._dropout import noise_seed
 from ._gated_update_ops import STREAMS, Options, Parameters
 
@@ -58,9 +59,10 @@ class _GatedUpdate(torch.autograd.Function):
         if dy is None:
             return (None,) * 20
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *_with_history(dy, saved, Options(*ctx.options), ctx.needs_input_grad), *(None,) * 6
-        return *ops.gated_update_bwd(dy.contiguous(), *saved, *ctx.options), *(None,) * 6
+        with without_autocast(dy.device):
+            if torch.is_grad_enabled():
+                return *_with_history(dy, saved, Options(*ctx.options), ctx.needs_input_grad), *(None,) * 6
+            return *ops.gated_update_bwd(dy.contiguous(), *saved, *ctx.options), *(None,) * 6
 
 
 def _with_history(dy, saved, options, needed):
