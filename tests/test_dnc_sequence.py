@@ -124,12 +124,21 @@ def test_half_inputs_and_weights(compiled):
         assert a.dtype == torch.float32 and torch.equal(a, e)
 
 
-def test_the_number_of_threads_does_not_matter():
-    sizes = (6, 8, 16, 64, 64, 16, 2)  # enough work for two threads
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (6, 8, 16, 64, 64, 16, 2),  # enough work for two threads, which share the samples
+        # or the passes over one sample, and over two; blocks of cells with a rest. An input of one number: torch's own
+        # product of a wider one depends on the threads.
+        (3, 1, 1, 80, 197, 17, 3),
+        (3, 2, 1, 80, 197, 17, 5),
+    ],
+)
+def test_the_number_of_threads_does_not_matter(sizes):
     previous = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             x, state, weights = problem(sizes, True, True, torch.float32)
             hidden, reads, last = dnc_sequence(x, state, *weights)

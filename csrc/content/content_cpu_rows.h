@@ -25,10 +25,6 @@ inline int threads_for(const MemorySizes& s, int threads, int64_t passes) {
   return useful_threads(threads, passes * numbers * s.heads, 8 * numbers);
 }
 
-// One copy of the code behind it, for any number of threads: two might contract products and sums
-// differently.
-#define SYSGEN_ONE_COPY __attribute__((noinline, noclone))
-
 // Calls sample(b, t) for each b; t is the number of threads that the sample may use itself.
 template <class F>
 void for_each_sample(int64_t batch, int threads, const F& sample) {

@@ -78,13 +78,14 @@ inline DncSizes dnc_sizes(const char* op, const TensorView& gates, const TensorV
 
 inline int64_t dnc_num_chunks(const DncSizes& s) { return (s.steps + s.chunk - 1) / s.chunk; }
 
-// Threads share samples; below some 20 us of work a thread more does not pay.
+// Threads share samples, or the passes of a step where samples are few and large; below some 20 us of work
+// a thread more does not pay.
 inline int dnc_threads(const DncSizes& s, int threads) {
-  const int64_t products =
-      s.steps * s.batch *
-      (s.cells * s.cells * (1 + 2 * s.reads) + 4 * s.hidden * (s.hidden + s.reads * s.width) +
-       s.interface() * s.hidden + s.cells * s.width * (3 + 3 * s.reads));
-  const int64_t useful = std::min<int64_t>({threads, s.batch, 1 + products / 100000});
+  const int64_t one_step = s.cells * s.cells * (1 + 2 * s.reads) +
+                           4 * s.hidden * (s.hidden + s.reads * s.width) + s.interface() * s.hidden +
+                           s.cells * s.width * (3 + 3 * s.reads);
+  const int64_t takers = one_step < 200000 ? s.batch : threads;
+  const int64_t useful = std::min<int64_t>({threads, takers, 1 + s.steps * s.batch * one_step / 100000});
   return static_cast<int>(std::max<int64_t>(1, useful));
 }
 

@@ -37,21 +37,22 @@ struct Dnc {
   using Real = A;
   const DncSizes& s;
   const Interface at;
+  const Team team;
 
-  explicit Dnc(const DncSizes& sizes) : s(sizes), at(sizes) {}
+  explicit Dnc(const DncSizes& sizes, Team t = {1}) : s(sizes), at(sizes), team(t) {}
   State<A> state(Carver<A>& carver) const { return State<A>(carver, s); }
   Step<A> step(Carver<A>& carver) const { return Step<A>(carver, s, at.size); }
   StepScratch<A> scratch(Carver<A>& carver) const { return StepScratch<A>(carver, s); }
-  int64_t spare() const { return s.cells; }
+  int64_t spare() const { return step_spare<A>(s); }
 
   void import(const DncState& from, int64_t b, const State<A>& to) const { import_state(s, from, b, to); }
   void export_to(const State<A>& from, int64_t b, const DncState& to) const { export_state(s, from, b, to); }
   void fwd(const State<A>& prev, const State<A>& next, Step<A>& step, A* spare) const {
-    memory_step_fwd(s, at, prev, next, step, reinterpret_cast<int32_t*>(spare));
+    memory_step_fwd(s, at, team, prev, next, step, spare);
   }
   void bwd(const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
            const StepScratch<A>& scratch, A* dxi) const {
-    memory_step_bwd(s, at, prev, next, step, grad, scratch, dxi);
+    memory_step_bwd(s, at, team, prev, next, step, grad, scratch, dxi);
   }
 };
 

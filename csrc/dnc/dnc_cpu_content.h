@@ -142,13 +142,13 @@ void content_bwd_prepare(const Content<A>& c, const S& s, int64_t heads, A* dwei
   }
 }
 
-// The pass over the memory: dmemory += ..., and the other parts of dkey and dmask.
+// The pass over the memory's words begin .. end: dmemory += ..., and the other parts of dkey and dmask.
 template <class A, class S>
-void content_bwd_pass(const Content<A>& c, const S& s, int64_t heads, const A* memory, A* dmemory,
-                      const ContentGradient<A>& g) {
+void content_bwd_pass(const Content<A>& c, const S& s, int64_t heads, int64_t begin, int64_t end,
+                      const A* memory, A* dmemory, const ContentGradient<A>& g) {
   const int64_t n = padded<A>(s.cells);
   by_heads(heads, [&]<int HEADS>(int64_t first) {
-    for (int64_t w = 0; w < s.width; ++w) {
+    for (int64_t w = begin; w < end; ++w) {
       Vector<A> by_dot[HEADS] = {}, by_norm[HEADS] = {};
       A product[HEADS], square[HEADS];
       for (int r = 0; r < HEADS; ++r) {

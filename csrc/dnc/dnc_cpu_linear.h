@@ -1,6 +1,7 @@
 // Matrix products of the recurrence: few rows, one per sample, times a weight that is read once.
 #pragma once
 #include "dnc/dnc_cpu_math.h"
+#include "dnc/dnc_cpu_samples.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -42,12 +43,12 @@ inline void linear_rows(const A* in, int64_t in_stride, int64_t rows, const A* w
 
 // out [rows, columns] += in [rows, k] . weight [columns, k]^T
 template <class A>
-void linear(const A* in, int64_t in_stride, int64_t rows, const A* weight, int64_t k, int64_t columns, A* out,
-            int64_t out_stride) {
-  int64_t j = 0;
-  for (; j + 4 <= columns; j += 4)
-    linear_rows<4>(in, in_stride, rows, weight + j * k, k, out + j, out_stride);
-  for (; j < columns; ++j) linear_rows<1>(in, in_stride, rows, weight + j * k, k, out + j, out_stride);
+void linear(const Team& team, const A* in, int64_t in_stride, int64_t rows, const A* weight, int64_t k,
+            int64_t columns, A* out, int64_t out_stride) {
+  team.over(columns, 64, rows * k * columns, [&](int64_t j, int64_t end) {
+    for (; j + 4 <= end; j += 4) linear_rows<4>(in, in_stride, rows, weight + j * k, k, out + j, out_stride);
+    for (; j < end; ++j) linear_rows<1>(in, in_stride, rows, weight + j * k, k, out + j, out_stride);
+  });
 }
 
 }  // namespace

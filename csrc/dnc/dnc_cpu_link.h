@@ -1,6 +1,7 @@
 // The link matrix: update, projections and their backward, each in one pass over its N^2 elements.
 #pragma once
 #include "dnc/dnc_cpu_content.h"
+#include "dnc/dnc_cpu_samples.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -69,25 +70,42 @@ inline void link_fwd_rows(const LinkPass<A>& p, int64_t i, int64_t first, A* lin
     for (int r = 0; r < HEADS; ++r) forward_d[(first + r) * n + i + k] = sum_of_lanes<A>(sums[k][r]);
 }
 
-template <int HEADS, bool UPDATE, class A>
-void link_fwd_pass(const LinkPass<A>& p, int64_t first, A* link_out, A* forward_d, A* backward_d) {
-  int64_t i = 0;
-  for (; i + 4 <= p.cells; i += 4)
-    link_fwd_rows<HEADS, 4, UPDATE>(p, i, first, link_out, forward_d, backward_d);
-  for (; i < p.cells; ++i) link_fwd_rows<HEADS, 1, UPDATE>(p, i, first, link_out, forward_d, backward_d);
+// Rows of a block, whose part of the sums over a column is summed on its own.
+inline constexpr int64_t kLinkRows = 64;
+inline int64_t later_link_blocks(int64_t cells) { return cells > 0 ? ceil_div(cells, kLinkRows) - 1 : 0; }
+
+// sums [count] += the `parts` arrays [count] behind one another, in order.
+template <class A>
+void add_parts(const A* parts, int64_t num_parts, int64_t count, A* sums) {
+  for (int64_t k = 0; k < num_parts; ++k)
+    for (int64_t i = 0; i < count; i += kLanes<A>)
+      store(sums + i, load(sums + i) + load(parts + k * count + i));
 }
 
-// link_out may be p.link. Projections are padded with zeros.
+template <int HEADS, bool UPDATE, class A>
+void link_fwd_pass(const LinkPass<A>& p, int64_t i, int64_t end, int64_t first, A* link_out, A* forward_d,
+                   A* backward_d) {
+  for (; i + 4 <= end; i += 4) link_fwd_rows<HEADS, 4, UPDATE>(p, i, first, link_out, forward_d, backward_d);
+  for (; i < end; ++i) link_fwd_rows<HEADS, 1, UPDATE>(p, i, first, link_out, forward_d, backward_d);
+}
+
+// link_out may be p.link. Projections are padded with zeros. parts [later_link_blocks][heads][n]: scratch.
 template <class A>
-void link_fwd(const LinkPass<A>& p, int64_t heads, A* link_out, A* forward_d, A* backward_d) {
-  clear(forward_d, heads * p.n);
-  clear(backward_d, heads * p.n);
-  by_heads(heads, [&]<int HEADS>(int64_t first) {
-    if (first == 0) return link_fwd_pass<HEADS, true>(p, first, link_out, forward_d, backward_d);
-    LinkPass<A> later = p;
-    later.link = link_out;
-    link_fwd_pass<HEADS, false>(later, first, link_out, forward_d, backward_d);
+void link_fwd(const LinkPass<A>& p, int64_t heads, const Team& team, A* link_out, A* forward_d, A* backward_d,
+              A* parts) {
+  const int64_t sums = heads * p.n;
+  clear(forward_d, sums);
+  team.over(p.cells, kLinkRows, p.cells * p.n * (1 + 2 * heads), [&](int64_t begin, int64_t end) {
+    A* const back = begin == 0 ? backward_d : parts + (begin / kLinkRows - 1) * sums;
+    clear(back, sums);
+    by_heads(heads, [&]<int HEADS>(int64_t first) {
+      if (first == 0) return link_fwd_pass<HEADS, true>(p, begin, end, first, link_out, forward_d, back);
+      LinkPass<A> later = p;
+      later.link = link_out;
+      link_fwd_pass<HEADS, false>(later, begin, end, first, link_out, forward_d, back);
+    });
   });
+  add_parts(parts, later_link_blocks(p.cells), sums, backward_d);
 }
 
 template <class A>
@@ -159,18 +177,35 @@ inline void link_bwd_rows(const LinkPass<A>& p, int64_t i, int64_t first, const 
 }
 
 template <int HEADS, Links LINKS, class A>
-void link_bwd_pass(const LinkPass<A>& p, int64_t first, const LinkGradient<A>& g) {
-  int64_t i = 0;
-  for (; i + 2 <= p.cells; i += 2) link_bwd_rows<HEADS, 2, LINKS>(p, i, first, g);
-  for (; i < p.cells; ++i) link_bwd_rows<HEADS, 1, LINKS>(p, i, first, g);
+void link_bwd_pass(const LinkPass<A>& p, int64_t i, int64_t end, int64_t first, const LinkGradient<A>& g) {
+  for (; i + 2 <= end; i += 2) link_bwd_rows<HEADS, 2, LINKS>(p, i, first, g);
+  for (; i < end; ++i) link_bwd_rows<HEADS, 1, LINKS>(p, i, first, g);
 }
 
+// parts [later_link_blocks][heads + 2][n]: scratch.
 template <class A>
-void link_bwd(const LinkPass<A>& p, int64_t heads, const LinkGradient<A>& g) {
-  by_heads(heads, [&]<int HEADS>(int64_t first) {
-    first + HEADS == heads ? link_bwd_pass<HEADS, Links::updated_last>(p, first, g)
-                           : link_bwd_pass<HEADS, Links::updated>(p, first, g);
+void link_bwd(const LinkPass<A>& p, int64_t heads, const Team& team, const LinkGradient<A>& g, A* parts) {
+  const int64_t sums = (heads + 2) * p.n;
+  team.over(p.cells, kLinkRows, p.cells * p.n * (3 + 4 * heads), [&](int64_t begin, int64_t end) {
+    LinkGradient<A> mine = g;
+    if (begin > 0) {
+      A* const part = parts + (begin / kLinkRows - 1) * sums;
+      clear(part, sums);
+      mine.dread_w = part;
+      mine.dwrite_w = part + heads * p.n;
+      mine.dprecedence = part + (heads + 1) * p.n;
+    }
+    by_heads(heads, [&]<int HEADS>(int64_t first) {
+      first + HEADS == heads ? link_bwd_pass<HEADS, Links::updated_last>(p, begin, end, first, mine)
+                             : link_bwd_pass<HEADS, Links::updated>(p, begin, end, first, mine);
+    });
   });
+  for (int64_t k = 0; k < later_link_blocks(p.cells); ++k) {
+    const A* const part = parts + k * sums;
+    add_parts(part, 1, heads * p.n, g.dread_w);
+    add_parts(part + heads * p.n, 1, p.n, g.dwrite_w);
+    add_parts(part + (heads + 1) * p.n, 1, p.n, g.dprecedence);
+  }
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 // A recurrence over a memory on the CPU: LSTM controller, interface, one step of the memory; forward, and
 // backward that repeats the steps between two checkpoints. A thread takes a share of the samples through all
-// steps, so that nothing waits and results do not depend on the number of threads.
+// steps, so that nothing waits; only with fewer samples than threads do they share the passes of a step. What
+// is summed in which order does not depend on their number.
 //
-// `F` is the family's step: Real; the sizes s, with at.size numbers of interface; state, step and scratch
-// from a carver; import and export_to; fwd and bwd of one step. A State has h, c and reads, a Step has xi.
+// `F` is the family's step: Real; the sizes s, with at.size numbers of interface; the team of a share; state,
+// step and scratch from a carver; import and export_to; fwd and bwd of one step. A State has h, c and reads,
+// a Step has xi.
 #pragma once
 #include "dnc/dnc_cpu_linear.h"
 #include "dnc/dnc_cpu_lstm.h"
@@ -58,15 +60,15 @@ void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
       copy(out<A>(a.checkpoints) + (t / s.chunk * s.batch + first) * states, state_data, count * states);
     // Samples that have ended keep their rows in the products, which then are not used.
     A* const gates = out<A>(a.gates) + (t * s.batch + first) * 4 * s.hidden;
-    linear(front.h, states, count, in<A>(a.w.hidden), s.hidden, 4 * s.hidden, gates, 4 * s.hidden);
-    linear(front.reads, states, count, in<A>(a.w.reads), words, 4 * s.hidden, gates, 4 * s.hidden);
+    linear(f.team, front.h, states, count, in<A>(a.w.hidden), s.hidden, 4 * s.hidden, gates, 4 * s.hidden);
+    linear(f.team, front.reads, states, count, in<A>(a.w.reads), words, 4 * s.hidden, gates, 4 * s.hidden);
     for (int64_t b = first; b < last; ++b) {
       if (t >= steps_of(s, b)) continue;
       const auto now = state(b);
       lstm_fwd(s.hidden, gates + (b - first) * 4 * s.hidden, now.h, now.c);
     }
     for (int64_t b = 0; b < count; ++b) copy(xi + b * size, in<A>(a.w.interface_bias), size);
-    linear(front.h, states, count, in<A>(a.w.interface), s.hidden, size, xi, size);
+    linear(f.team, front.h, states, count, in<A>(a.w.interface), s.hidden, size, xi, size);
     for (int64_t b = first; b < last; ++b) {
       A* const h_out = out<A>(a.h_out) + (t * s.batch + b) * s.hidden;
       A* const reads_out = out<A>(a.reads_out) + (t * s.batch + b) * words;
@@ -150,7 +152,7 @@ void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
       for (int64_t b = 0; b < count; ++b)
         copy(xi + ((t - begin) * count + b) * size, in<A>(a.w.interface_bias), size);
     }
-    linear(h, s.hidden, (end - begin) * count, in<A>(a.w.interface), s.hidden, size, xi, size);
+    linear(f.team, h, s.hidden, (end - begin) * count, in<A>(a.w.interface), s.hidden, size, xi, size);
     for (int64_t b = first; b < last; ++b) {
       for (int64_t t = begin; t < end && t < steps_of(s, b); ++t) {
         const int64_t k = t - begin;
@@ -179,7 +181,7 @@ void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
         f.bwd(state(b, t - begin), state(b, t - begin + 1), step_of(b, t - begin), grad, step_scratch, mine);
       }
       // A sample that has ended has zeros here.
-      linear(dxi, size, count, in<A>(a.w.interface_t), size, s.hidden, front.h, states);
+      linear(f.team, dxi, size, count, in<A>(a.w.interface_t), size, s.hidden, front.h, states);
       for (int64_t b = first; b < last; ++b) {
         A* const mine = dgates + (b - first) * h4;
         if (t >= steps_of(s, b)) {
@@ -192,23 +194,28 @@ void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
         clear(grad.h, s.hidden);
         clear(grad.reads, words);
       }
-      linear(dgates, h4, count, in<A>(a.w.hidden), h4, s.hidden, front.h, states);
-      linear(dgates, h4, count, in<A>(a.w.reads), h4, words, front.reads, states);
+      linear(f.team, dgates, h4, count, in<A>(a.w.hidden), h4, s.hidden, front.h, states);
+      linear(f.team, dgates, h4, count, in<A>(a.w.reads), h4, words, front.reads, states);
     }
   }
   for (int64_t b = first; b < last; ++b) f.export_to(grad_of(b), b, a.dinitial);
 }
 
+template <class S>
+Team team_of(const S& s, int threads) {
+  return {num_shares(s, threads) == 1 ? threads : 1};
+}
+
 template <class F, class Args>
 void sequence_fwd(const Args& a) {
-  const F f(a.s);
+  const F f(a.s, team_of(a.s, a.threads));
   share_samples(a.s, a.threads, out<typename F::Real>(a.scratch),
                 fwd_scratch(f, largest_share(a.s, a.threads)),
                 [&](int64_t first, int64_t last, auto* scratch) { fwd_share(f, a, first, last, scratch); });
 }
 template <class F, class Args>
 void sequence_bwd(const Args& a) {
-  const F f(a.s);
+  const F f(a.s, team_of(a.s, a.threads));
   share_samples(a.s, a.threads, out<typename F::Real>(a.scratch),
                 bwd_scratch(f, largest_share(a.s, a.threads)),
                 [&](int64_t first, int64_t last, auto* scratch) { bwd_share(f, a, first, last, scratch); });
@@ -216,11 +223,13 @@ void sequence_bwd(const Args& a) {
 
 template <class F, class S>
 int64_t fwd_scratch_bytes(const S& s, int threads) {
-  return int64_t(sizeof(typename F::Real)) * threads * fwd_scratch(F(s), largest_share(s, threads));
+  return int64_t(sizeof(typename F::Real)) * num_shares(s, threads) *
+         fwd_scratch(F(s), largest_share(s, threads));
 }
 template <class F, class S>
 int64_t bwd_scratch_bytes(const S& s, int threads) {
-  return int64_t(sizeof(typename F::Real)) * threads * bwd_scratch(F(s), largest_share(s, threads));
+  return int64_t(sizeof(typename F::Real)) * num_shares(s, threads) *
+         bwd_scratch(F(s), largest_share(s, threads));
 }
 
 }  // namespace

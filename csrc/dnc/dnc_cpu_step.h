@@ -64,17 +64,28 @@ void sharpen_fwd(const DncSizes& s, const A* projection, const A* strength, A* w
     sharpen_row(projection + r * n, strength[r], static_cast<A>(s.eps), s.cells, weights + r * n);
 }
 
-// `next` may share its arrays with `prev`. step.xi holds the interface vector. `spare` [cells]: scratch.
+// Cells and words of a block of the memory, which one thread passes over.
+inline constexpr int64_t kBlockCells = 128, kBlockWords = 8;
+
+// Scratch of a step: [cells] for sorting, and the parts of the links' sums.
 template <class A>
-void memory_step_fwd(const DncSizes& s, const Interface& at, const State<A>& prev, const State<A>& next,
-                     Step<A>& step, int32_t* spare) {
-  const int64_t n = padded<A>(s.cells), heads = s.reads;
+int64_t step_spare(const DncSizes& s) {
+  return padded<A>(s.cells) * (1 + s.reads * later_link_blocks(s.cells));
+}
+
+// `next` may share its arrays with `prev`. step.xi holds the interface vector. `spare`: see step_spare.
+template <class A>
+void memory_step_fwd(const DncSizes& s, const Interface& at, const Team& team, const State<A>& prev,
+                     const State<A>& next, Step<A>& step, A* spare) {
+  const int64_t n = padded<A>(s.cells), heads = s.reads, numbers = n * s.width;
   activate_interface(s, at, step);
 
   content_prepare(step.write, s, 1);
   content_prepare(step.read, s, heads);
-  for (int64_t i = 0; i < n; i += kLanes<A>)
-    content_scores<1, A>(step.write, s, 0, i, [&](int64_t w) { return load(prev.memory + w * n + i); });
+  team.over(n, kBlockCells, 2 * numbers, [&](int64_t i, int64_t end) {
+    for (; i < end; i += kLanes<A>)
+      content_scores<1, A>(step.write, s, 0, i, [&](int64_t w) { return load(prev.memory + w * n + i); });
+  });
   content_finish(step.write, s, 1);
 
   retention_fwd(s, prev.read_w, step.free, step.retention);
@@ -82,7 +93,7 @@ void memory_step_fwd(const DncSizes& s, const Interface& at, const State<A>& pre
     const Vector<A> u = load(prev.usage + i), w = load(prev.write_w + i);
     store(next.usage + i, (u + w * (A(1) - u)) * load(step.retention + i));
   }
-  sort_by_usage(next.usage, s.cells, step.order, spare);
+  sort_by_usage(next.usage, s.cells, step.order, reinterpret_cast<int32_t*>(spare));
   clear(step.allocation, n);
   allocation_fwd(next.usage, s.cells, static_cast<A>(s.eps), step.order, step.allocation);
 
@@ -92,22 +103,24 @@ void memory_step_fwd(const DncSizes& s, const Interface& at, const State<A>& pre
                                           (1 - allocation_gate) * load(step.write.weight + i)));
 
   // Write, and score for reading what was just written.
-  by_heads(heads, [&]<int HEADS>(int64_t first) {
-    for (int64_t i = 0; i < n; i += kLanes<A>) {
-      const Vector<A> weight = load(next.write_w + i);
-      const Vector<A> kept = s.dealloc ? load(step.retention + i) : splat<A>(1);
-      content_scores<HEADS, A>(step.read, s, first, i, [&](int64_t w) {
-        if (first > 0) return load(next.memory + w * n + i);
-        const Vector<A> m =
-            load(prev.memory + w * n + i) * kept * (A(1) - weight * step.erase[w]) + weight * step.value[w];
-        store(next.memory + w * n + i, m);
-        return m;
-      });
-    }
+  team.over(n, kBlockCells, (3 + 2 * heads) * numbers, [&](int64_t begin, int64_t end) {
+    by_heads(heads, [&]<int HEADS>(int64_t first) {
+      for (int64_t i = begin; i < end; i += kLanes<A>) {
+        const Vector<A> weight = load(next.write_w + i);
+        const Vector<A> kept = s.dealloc ? load(step.retention + i) : splat<A>(1);
+        content_scores<HEADS, A>(step.read, s, first, i, [&](int64_t w) {
+          if (first > 0) return load(next.memory + w * n + i);
+          const Vector<A> m =
+              load(prev.memory + w * n + i) * kept * (A(1) - weight * step.erase[w]) + weight * step.value[w];
+          store(next.memory + w * n + i, m);
+          return m;
+        });
+      }
+    });
   });
 
   const LinkPass<A> pass{s.cells, n, prev.link, next.write_w, prev.precedence, prev.read_w};
-  link_fwd(pass, heads, next.link, step.forward_d, step.backward_d);
+  link_fwd(pass, heads, team, next.link, step.forward_d, step.backward_d, spare + n);
   const A left = 1 - sum(next.write_w, n);
   for (int64_t i = 0; i < n; i += kLanes<A>)
     store(next.precedence + i, left * load(prev.precedence + i) + load(next.write_w + i));
@@ -123,15 +136,17 @@ void memory_step_fwd(const DncSizes& s, const Interface& at, const State<A>& pre
                                  step.mode[3 * r + 1] * load(step.read.weight + i) +
                                  step.mode[3 * r + 2] * load(step.forward_w + i));
 
-  by_heads(heads, [&]<int HEADS>(int64_t first) {
-    for (int64_t w = 0; w < s.width; ++w) {
-      Vector<A> sums[HEADS] = {};
-      for (int64_t i = 0; i < n; i += kLanes<A>) {
-        const Vector<A> m = load(next.memory + w * n + i);
-        for (int r = 0; r < HEADS; ++r) sums[r] += m * load(next.read_w + (first + r) * n + i);
+  team.over(s.width, kBlockWords, heads * numbers, [&](int64_t begin, int64_t end) {
+    by_heads(heads, [&]<int HEADS>(int64_t first) {
+      for (int64_t w = begin; w < end; ++w) {
+        Vector<A> sums[HEADS] = {};
+        for (int64_t i = 0; i < n; i += kLanes<A>) {
+          const Vector<A> m = load(next.memory + w * n + i);
+          for (int r = 0; r < HEADS; ++r) sums[r] += m * load(next.read_w + (first + r) * n + i);
+        }
+        for (int r = 0; r < HEADS; ++r) next.reads[(first + r) * s.width + w] = sum_of_lanes<A>(sums[r]);
       }
-      for (int r = 0; r < HEADS; ++r) next.reads[(first + r) * s.width + w] = sum_of_lanes<A>(sums[r]);
-    }
+    });
   });
 }
 

@@ -14,6 +14,8 @@ struct StepScratch {
   A *dretention, *dallocation, *dwrite_content, *before;  // [n]
   A *dsharp, *dmode;                                      // [2 R], [3 R]
   A *derase, *dvalue, *dfree;                             // [W], [W], [R]
+  A* word_parts;                                          // [blocks of cells][2 W]
+  A* link_parts;                                          // [later_link_blocks][R + 2][n]
   ContentGradient<A> write, read;
 
   StepScratch(Carver<A>& carver, const DncSizes& s)
@@ -32,6 +34,8 @@ struct StepScratch {
         derase(carver.take(s.width)),
         dvalue(carver.take(s.width)),
         dfree(carver.take(s.reads)),
+        word_parts(carver.take(2 * s.width * ceil_div(padded<A>(s.cells), kBlockCells))),
+        link_parts(carver.take(later_link_blocks(s.cells) * (s.reads + 2) * padded<A>(s.cells))),
         write(carver, s, 1),
         read(carver, s, s.reads) {}
   static int64_t numel(const DncSizes& s) {
@@ -54,32 +58,35 @@ void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, cons
 // `grad` holds the gradients of the state after the step on entry, of the one before at the end; its h and c
 // are not used, its reads are overwritten by the caller. dxi [I]: gradient of step.xi.
 template <class A>
-void memory_step_bwd(const DncSizes& s, const Interface& at, const State<A>& prev, const State<A>& next,
-                     const Step<A>& step, const State<A>& grad, const StepScratch<A>& b, A* dxi) {
-  const int64_t n = padded<A>(s.cells), heads = s.reads;
+void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, const State<A>& prev,
+                     const State<A>& next, const Step<A>& step, const State<A>& grad, const StepScratch<A>& b,
+                     A* dxi) {
+  const int64_t n = padded<A>(s.cells), heads = s.reads, numbers = n * s.width;
   const auto lanes = [n](const auto& f) {
     for (int64_t i = 0; i < n; i += kLanes<A>) f(i);
   };
 
   // reads = read_w M
-  by_heads(heads, [&]<int HEADS>(int64_t first) {
-    const A* const dreads = grad.reads + first * s.width;
-    lanes([&](int64_t i) {
-      Vector<A> weight[HEADS], dweight[HEADS];
-      for (int r = 0; r < HEADS; ++r) {
-        weight[r] = load(next.read_w + (first + r) * n + i);
-        dweight[r] = load(grad.read_w + (first + r) * n + i);
-      }
-      for (int64_t w = 0; w < s.width; ++w) {
-        const Vector<A> m = load(next.memory + w * n + i);
-        Vector<A> dm = load(grad.memory + w * n + i);
+  team.over(n, kBlockCells, 2 * heads * numbers, [&](int64_t begin, int64_t end) {
+    by_heads(heads, [&]<int HEADS>(int64_t first) {
+      const A* const dreads = grad.reads + first * s.width;
+      for (int64_t i = begin; i < end; i += kLanes<A>) {
+        Vector<A> weight[HEADS], dweight[HEADS];
         for (int r = 0; r < HEADS; ++r) {
-          dweight[r] += m * dreads[r * s.width + w];
-          dm += weight[r] * dreads[r * s.width + w];
+          weight[r] = load(next.read_w + (first + r) * n + i);
+          dweight[r] = load(grad.read_w + (first + r) * n + i);
         }
-        store(grad.memory + w * n + i, dm);
+        for (int64_t w = 0; w < s.width; ++w) {
+          const Vector<A> m = load(next.memory + w * n + i);
+          Vector<A> dm = load(grad.memory + w * n + i);
+          for (int r = 0; r < HEADS; ++r) {
+            dweight[r] += m * dreads[r * s.width + w];
+            dm += weight[r] * dreads[r * s.width + w];
+          }
+          store(grad.memory + w * n + i, dm);
+        }
+        for (int r = 0; r < HEADS; ++r) store(grad.read_w + (first + r) * n + i, dweight[r]);
       }
-      for (int r = 0; r < HEADS; ++r) store(grad.read_w + (first + r) * n + i, dweight[r]);
     });
   });
 
@@ -103,7 +110,13 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const State<A>& pre
   }
 
   content_bwd_prepare(step.read, s, heads, b.dcontent, b.read);
-  content_bwd_pass(step.read, s, heads, next.memory, grad.memory, b.read);
+  const auto content_bwd = [&](const Content<A>& c, int64_t c_heads, const A* memory,
+                               const ContentGradient<A>& g) {
+    team.over(s.width, kBlockWords, 5 * c_heads * numbers, [&](int64_t begin, int64_t end) {
+      content_bwd_pass(c, s, c_heads, begin, end, memory, grad.memory, g);
+    });
+  };
+  content_bwd(step.read, heads, next.memory, b.read);
   if (s.sharpen) {
     sharpen_bwd(s, step.forward_d, step.sharp_forward, step.forward_w, b.dforward, b.dsharp);
     sharpen_bwd(s, step.backward_d, step.sharp_backward, step.backward_w, b.dbackward, b.dsharp + heads);
@@ -120,28 +133,42 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const State<A>& pre
 
   clear(b.dread_w, heads * n);
   const LinkPass<A> pass{s.cells, n, prev.link, next.write_w, prev.precedence, prev.read_w};
-  link_bwd(pass, heads,
-           LinkGradient<A>{b.dforward, b.dbackward, grad.link, b.dread_w, b.dwrite_w, b.dprecedence});
+  link_bwd(pass, heads, team,
+           LinkGradient<A>{b.dforward, b.dbackward, grad.link, b.dread_w, b.dwrite_w, b.dprecedence},
+           b.link_parts);
   copy(grad.precedence, b.dprecedence, n);
 
   // M' = psi M (1 - w e) + w v
   clear(b.dretention, n);
+  team.over(n, kBlockCells, 8 * numbers, [&](int64_t begin, int64_t end) {
+    A* const parts = b.word_parts + begin / kBlockCells * 2 * s.width;
+    for (int64_t w = 0; w < s.width; ++w) {
+      const A erase = step.erase[w], value = step.value[w];
+      Vector<A> derase{}, dvalue{};
+      for (int64_t i = begin; i < end; i += kLanes<A>) {
+        const Vector<A> m = load(prev.memory + w * n + i), weight = load(next.write_w + i);
+        const Vector<A> kept = s.dealloc ? load(step.retention + i) : splat<A>(1);
+        const Vector<A> d = load(grad.memory + w * n + i), stays = A(1) - weight * erase, dm = d * m,
+                        dmk = dm * kept;
+        store(b.dretention + i, load(b.dretention + i) + dm * stays);
+        store(b.dwrite_w + i, load(b.dwrite_w + i) + d * value - dmk * erase);
+        derase -= dmk * weight;
+        dvalue += d * weight;
+        store(grad.memory + w * n + i, d * kept * stays);
+      }
+      parts[w] = sum_of_lanes<A>(derase);
+      parts[s.width + w] = sum_of_lanes<A>(dvalue);
+    }
+  });
   for (int64_t w = 0; w < s.width; ++w) {
-    const A erase = step.erase[w], value = step.value[w];
-    Vector<A> derase{}, dvalue{};
-    lanes([&](int64_t i) {
-      const Vector<A> m = load(prev.memory + w * n + i), weight = load(next.write_w + i);
-      const Vector<A> kept = s.dealloc ? load(step.retention + i) : splat<A>(1);
-      const Vector<A> d = load(grad.memory + w * n + i), stays = A(1) - weight * erase, dm = d * m,
-                      dmk = dm * kept;
-      store(b.dretention + i, load(b.dretention + i) + dm * stays);
-      store(b.dwrite_w + i, load(b.dwrite_w + i) + d * value - dmk * erase);
-      derase -= dmk * weight;
-      dvalue += d * weight;
-      store(grad.memory + w * n + i, d * kept * stays);
-    });
-    b.derase[w] = sum_of_lanes<A>(derase);
-    b.dvalue[w] = sum_of_lanes<A>(dvalue);
+    A derase = 0, dvalue = 0;
+    for (int64_t k = 0; k < n; k += kBlockCells) {
+      const A* const parts = b.word_parts + k / kBlockCells * 2 * s.width;
+      derase += parts[w];
+      dvalue += parts[s.width + w];
+    }
+    b.derase[w] = derase;
+    b.dvalue[w] = dvalue;
   }
   if (!s.dealloc) clear(b.dretention, n);
 
@@ -169,7 +196,7 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const State<A>& pre
   });
 
   content_bwd_prepare(step.write, s, 1, b.dwrite_content, b.write);
-  content_bwd_pass(step.write, s, 1, prev.memory, grad.memory, b.write);
+  content_bwd(step.write, 1, prev.memory, b.write);
 
   // psi = product over the heads of (1 - free read_w); the product without one head: before it times behind
   // it

@@ -11,8 +11,9 @@ struct Ntm {
   using Real = A;
   const NtmSizes& s;
   const Interface at;
+  const Team team;
 
-  explicit Ntm(const NtmSizes& sizes) : s(sizes), at(sizes) {}
+  explicit Ntm(const NtmSizes& sizes, Team t = {1}) : s(sizes), at(sizes), team(t) {}
   State<A> state(Carver<A>& carver) const { return State<A>(carver, s); }
   Step<A> step(Carver<A>& carver) const { return Step<A>(carver, s); }
   StepScratch<A> scratch(Carver<A>& carver) const { return StepScratch<A>(carver, s); }

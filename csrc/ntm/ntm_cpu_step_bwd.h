@@ -64,7 +64,7 @@ void memory_step_bwd(const NtmSizes& s, const Interface& at, const State<A>& pre
       softmax_bwd(pair.shift + q * shifts, dshift, dshift, shifts);
     }
     content_bwd_prepare(pair.content, s, 2, b.dcontent, b.content);
-    content_bwd_pass(pair.content, s, 2, memory, grad.memory, b.content);
+    content_bwd_pass(pair.content, s, 2, 0, s.width, memory, grad.memory, b.content);
 
     const auto same = [](int64_t, Vector<A>) { return splat<A>(1); };
     const auto strength = [](int64_t, Vector<A> x) { return softplus_slope<A>(x); };
