@@ -1,5 +1,7 @@
 """Registration of operations with torch, and what their Python kernels need to call the core."""
 
+from contextlib import nullcontext
+
 import torch
 from torch.autograd import forward_ad
 
@@ -48,3 +50,9 @@ def autocast_dtype(tensor):
     """The dtype that autocast asks for on the tensor's device, or None."""
     device = "cuda" if tensor.is_cuda else "cpu"
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def without_autocast(device):
+    """A context in which products keep the dtype of their tensors. A meta tensor's device has no autocast to switch
+    off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

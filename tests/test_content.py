@@ -59,6 +59,15 @@ def test_derivatives_of_first_and_second_order(compiled, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_derivatives_on_the_meta_device(op):
+    inputs = {n: t.detach().to("meta").requires_grad_() for n, t in make_inputs(op, (2, 5, 3, 2), F32, "cpu").items()}
+    leaves = list(inputs.values())
+    first = torch.autograd.grad(getattr(ops, op)(**inputs).sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    assert [g.shape for g in second] == [t.shape for t in leaves]
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_every_gradient_alone(compiled, op):
     inputs = make_inputs(op, (2, 5, 3, 2), F32, compiled.device)
     together, direction = results_of(getattr(ops, op), inputs)

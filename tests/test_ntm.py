@@ -164,6 +164,7 @@ def test_compiled(dynamic):
     ("call", "name"),
     [
         (lambda: nn.NTM(5, 4, 8, 0, 3), "num_cells"),
+        (lambda: NTMState.initial(2, 8, 0, 3), "num_cells"),
         (lambda: nn.NTM(5, 4, 8, 6, 3, max_shift=-1), "max_shift"),
         (lambda: nn.NTM(5, 4, 8, 6, 3, memory_value=0.0), "memory_value"),
         (lambda: nn.NTMCell(5, 4, 8, 6, 3, controller=torch.nn.LSTM(8, 8)), "controller"),

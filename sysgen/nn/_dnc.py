@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._library import without_autocast
 from ..ops import DNCState
 from ..ops._dnc_checks import check_state
-from ..ops._dnc_ops import interface_size, without_autocast
+from ..ops._dnc_ops import interface_size
 from ..reference.dnc import controls, memory_step
 from . import _checks
 from ._memory_layer import MemoryLayer

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..ops._dnc_ops import without_autocast
+from .._library import without_autocast
 from ..reference.dnc import lstm_step
 from . import _checks, _dnc_controller
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._library import without_autocast
 from ..ops import NTMState
-from ..ops._dnc_ops import without_autocast
 from ..ops._ntm_checks import check_state
 from ..ops._ntm_ops import interface_size
 from ..reference.ntm import controls, memory_step

@@ -4,14 +4,14 @@ A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkp
 are padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 
 from .._alloc import empty
-from .._library import define_op, raw_stream
+from .._library import define_op, raw_stream, without_autocast
 from .._load import core
+from ._core_call import dense
 
 
 class Options(NamedTuple):
@@ -73,15 +73,6 @@ def _scratch(gates, reads, cells, options, backward):
     return empty(gates, size, torch.uint8), cells, options, threads, raw_stream(gates)
 
 
-def without_autocast(device):
-    """Everything is computed in the state's dtype. A meta tensor's device has no autocast to switch off."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def _dense(t):
-    return None if t is None else t.contiguous()
-
-
 def _fwd(input, weight_input, bias, weight_hidden, weight_reads, weight_interface, bias_interface, lengths, *rest):
     state, options, save = rest[:_NUM_STATE], core.DncOptions(*rest[_NUM_STATE:-1]), rest[-1]
     hidden, reads, checkpoints, *final = _fwd_outputs(empty, input, state, rest[-2], save)
@@ -91,7 +82,7 @@ def _fwd(input, weight_input, bias, weight_hidden, weight_reads, weight_interfac
     core.dnc_sequence_fwd(
         gates,
         *weights,
-        _dense(lengths),
+        dense(lengths),
         [t.contiguous() for t in state],
         final,
         hidden,
@@ -141,13 +132,13 @@ def _bwd(
         weight_interface.contiguous(),
         weight_interface.t().contiguous(),
         bias_interface.contiguous(),
-        _dense(lengths),
+        dense(lengths),
         hidden,
         reads,
         checkpoints,
-        _dense(dhidden),
-        _dense(dreads),
-        [_dense(t) for t in dfinal],
+        dense(dhidden),
+        dense(dreads),
+        [dense(t) for t in dfinal],
         *outputs[:2],
         outputs[2:],
         *_scratch(gates, reads, cells, options, True),

@@ -2,10 +2,10 @@
 
 import torch
 
+from .._library import without_autocast
 from ..reference.gated_update import gated_update as reference
 from . import _gated_update_ops as ops
 from ._cvmm_autograd import needs_gradient
-from ._dnc_ops import without_autocast
 from ._dropout import noise_seed
 from ._gated_update_ops import STREAMS, Options, Parameters
 

@@ -8,10 +8,9 @@ padded to whole vectors of the processor; on CUDA it has no padding, and neither
 import torch
 
 from .._alloc import empty
-from .._library import define_op, raw_stream
+from .._library import define_op, raw_stream, without_autocast
 from .._load import core
 from ._core_call import dense
-from ._dnc_ops import without_autocast
 from ._states import NTMState
 
 STATE = NTMState._fields

@@ -5,9 +5,9 @@ A state has ``hidden`` first and ``reads`` last.
 
 import torch
 
+from .._library import without_autocast
 from ..reference.dnc import until_end
 from ._cvmm_autograd import needs_gradient
-from ._dnc_ops import without_autocast
 
 
 def checkpoint_distance(checkpoint_every, steps):

@@ -2,6 +2,8 @@
 
 import torch
 
+from .._library import without_autocast
+
 
 def second_order(function, inputs, incoming, directions, needed):
     """Derivatives of the sum of <direction, gradient>, where the gradients are those of the sum of
@@ -26,8 +28,8 @@ def second_order(function, inputs, incoming, directions, needed):
             return t
         return t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
 
-    device = next(t for t in given if t is not None).device.type
-    with torch.enable_grad(), torch.autocast(device, enabled=False):
+    device = next(t for t in given if t is not None).device
+    with torch.enable_grad(), without_autocast(device):
         leaves = [leaf(t) for t in given]
         outputs = function(*leaves[: len(inputs)])
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

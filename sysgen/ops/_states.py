@@ -47,6 +47,8 @@ class NTMState(NamedTuple):
         A constant memory trains more reliably than a random or a learned one (Collier and Beel 2018). The heads then
         must start at some cell: with weights that are equal too, all cells would stay equal for ever.
         """
+        if num_cells < 1:
+            raise ValueError(f"NTMState.initial: num_cells must be at least 1, got {num_cells}")
         b, h, n, w, p = batch, hidden_size, num_cells, word_size, num_heads
         shapes = (b, h), (b, h), (b, n, w), (b, p, n), (b, p, n), (b, p, w)
         state = cls(*(torch.zeros(shape, device=device, dtype=dtype) for shape in shapes))
