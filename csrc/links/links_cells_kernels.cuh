@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kCellsThreads) retention_fwd_kernel(const Rete
 // One block a sample. The product over the other heads is that over the heads before times that over the
 // heads behind; until the sums over the cells are done, dread_weights holds it times dretention.
 template <class A>
-__global__ void __launch_bounds__(kCellsThreads) retention_bwd_kernel(const RetentionArgs<A> a) {
+__global__ void __launch_bounds__(kCellsThreads, 1) retention_bwd_kernel(const RetentionArgs<A> a) {
   const i64 b = blockIdx.x, n = a.cells;
   const A* const weights = a.read_weights + b * a.reads * n;
   const A* const free = a.free_gate + b * a.reads;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(P::THREADS) allocation_fwd_kernel(const Alloca
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS) allocation_bwd_kernel(const AllocationArgs<typename P::A> a) {
+__global__ void __launch_bounds__(P::THREADS, 1) allocation_bwd_kernel(const AllocationArgs<typename P::A> a) {
   using A = typename P::A;
   const i64 row = i64(blockIdx.x) * a.cells;
   Smem smem;
