@@ -151,6 +151,16 @@ def test_the_layer_computes_the_same_without_the_operation():
     assert not torch.allclose(layer(x), y)
 
 
+def test_another_default_device():
+    """The seed lies where the rows do, or another kernel would be called."""
+    layer, x, found = NDREncoderLayer(8, 2, dropout=0.5, gate_dropout=0.5), torch.randn(2, 5, 8), []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        with torch.device(device):
+            found.append(layer(x))
+    assert torch.equal(*found)
+
+
 def test_errors():
     x, seed = torch.ones(2, 3), torch.tensor([1])
     with pytest.raises(TypeError, match="dropout: rows must be float64, float32"):

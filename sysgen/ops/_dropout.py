@@ -9,7 +9,7 @@ from ._gated_update_ops import STREAMS, dropout_fwd
 
 def noise_seed(*rates):
     """From the default generator, unless all rates are 0."""
-    seed = torch.empty(1, dtype=torch.int64)
+    seed = torch.empty(1, dtype=torch.int64, device="cpu")  # whatever the default device is
     return seed.random_(-(2**63), None) if any(rates) else seed.zero_()
 
 
