@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(P::THREADS) allocation_fwd_kernel(const Alloca
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::THREADS, 1) allocation_bwd_kernel(const AllocationArgs<typename P::A> a) {
+__global__ void __launch_bounds__(P::THREADS, 1)
+    allocation_bwd_kernel(const AllocationArgs<typename P::A> a) {
   using A = typename P::A;
   const i64 row = i64(blockIdx.x) * a.cells;
   Smem smem;
