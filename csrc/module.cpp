@@ -3,6 +3,7 @@
 
 #include "common/build_info_bind.h"
 #include "common/check.h"
+#include "common/huge_pages_bind.h"
 #include "content/content_bind.h"
 #include "cvmm/cvmm_bind.h"
 #include "dnc/dnc_bind.h"
@@ -36,6 +37,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
     }
   });
   sysgen::register_build_info(m);
+  sysgen::register_huge_pages(m);
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
   sysgen::register_dnc(m);

@@ -2,7 +2,10 @@
 
 import torch
 
+from ._load import core
+
 _poison = False
+FRESH = 32 << 20  # bytes from which on the C library always takes memory from the system, and gives it back
 
 
 def set_poison(enabled):
@@ -19,6 +22,8 @@ def empty(like, shape, dtype=None, strides=None):
         out = like.new_empty_strided(shape, strides, dtype=dtype)
     else:
         out = like.new_empty(shape, dtype=dtype) if dtype is not None else like.new_empty(shape)
+    if out.nbytes >= FRESH and out.device.type == "cpu":
+        core.use_huge_pages(out.data_ptr(), out.nbytes)
     if _poison:
         fill = float("nan") if out.is_floating_point() else -0x5A5A5A5A if out.dtype == torch.int32 else 0x5A
         out.fill_(fill)

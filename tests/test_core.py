@@ -1,10 +1,14 @@
-"""The compiled core called directly: any DLPack array, and a clear error for what it cannot take."""
+"""The compiled core called directly: any DLPack array, and a clear error for what it cannot take; its memory."""
+
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from sysgen import _alloc
 from sysgen._load import core
 
 IDS = torch.tensor([[1, 0], [1, -1], [0, 0]])
@@ -83,3 +87,15 @@ def test_what_it_cannot_take(call, error, message):
         return call()
     with pytest.raises(error, match=message):
         call()
+
+
+def test_large_results_cost_few_page_faults():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    if resource.getpagesize() != 4096:
+        pytest.skip("counted for pages of 4 KiB")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    out = _alloc.empty(torch.empty(0), (2 * _alloc.FRESH // 4,)).fill_(1)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert out[-1] == 1 and faults < out.nbytes / 4096 / 4, "16384 pages"
