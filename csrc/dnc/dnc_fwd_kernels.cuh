@@ -1,9 +1,20 @@
-// dnc_fwd: one launch for the whole sequence. A group of blocks takes a sample through all its steps.
+// dnc_fwd: one launch for the whole sequence. A group of blocks takes a sample through all its steps. And the
+// launch that comes before it and before dnc_bwd where groups have several blocks.
 #pragma once
 #include "dnc/dnc_controller.cuh"
 #include "dnc/dnc_memory.cuh"
 
 namespace sysgen {
+
+// Sets the counters of the groups' barriers to zero.
+struct DncClearArgs {
+  u32* counters;
+  i64 count;
+};
+__global__ void __launch_bounds__(kDncThreads) dnc_clear_kernel(const DncClearArgs a) {
+  for (i64 i = i64(blockIdx.x) * kDncThreads + threadIdx.x; i < a.count; i += i64(gridDim.x) * kDncThreads)
+    a.counters[i] = 0;
+}
 
 // The state lies in `final` from the start and is changed in place.
 template <class A>

@@ -39,16 +39,6 @@ __device__ __forceinline__ A octet_sum(A v) {
   return v;
 }
 
-// Sets the counters of the groups' barriers to zero.
-struct DncClearArgs {
-  u32* counters;
-  i64 count;
-};
-__global__ void __launch_bounds__(kDncThreads) dnc_clear_kernel(const DncClearArgs a) {
-  for (i64 i = i64(blockIdx.x) * kDncThreads + threadIdx.x; i < a.count; i += i64(gridDim.x) * kDncThreads)
-    a.counters[i] = 0;
-}
-
 struct DncGroup {
   int block, blocks;  // within the group
   int first, last;    // the cells that this block owns
