@@ -492,7 +492,7 @@ def test_released_parameters_that_do_not_fit():
         ({"num_layers": 0}, ValueError),
         ({"d_out": 0}, ValueError),
         ({"activation": "sine"}, ValueError),
-        ({"activation": torch.relu}, ValueError),
+        pytest.param({"activation": torch.relu}, ValueError, id="activation of another type"),
         ({"selection": "sinkhorn"}, ValueError),
         ({"dropout": 1.5}, ValueError),
         ({"expert_dropout": -0.1}, ValueError),
