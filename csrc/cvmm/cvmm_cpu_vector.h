@@ -8,6 +8,8 @@
 #include <immintrin.h>  // always-inline functions only: none of them can be emitted for the wrong level
 #endif
 
+#include "common/always_inline.h"
+
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
@@ -145,8 +147,6 @@ inline void store(T* p, Vector<Accumulator<T>> v, int64_t n) {
   store(part, v);
   for (int64_t i = 0; i < n; ++i) p[i] = part[i];
 }
-
-#define SYSGEN_INLINE __attribute__((always_inline))
 
 // Calls f(i, lanes) for the vectors that n numbers fill, and for the rest of them with fewer lanes. Both are
 // inlined, if f is declared so too: what f captures stays in registers, and in all calls but the last `lanes`

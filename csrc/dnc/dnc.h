@@ -24,6 +24,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/always_inline.h"
 #include "common/tensor_view.h"
 
 namespace sysgen {
@@ -45,9 +46,9 @@ struct DncInterface {
   int64_t write_mask, write_key, erase, value, free, write_strength, allocation_gate, write_gate;
   int64_t read_mask, read_key, read_strength, mode, sharp_forward, sharp_backward, size;
 
-  explicit DncInterface(const DncSizes& s) {
+  SYSGEN_INLINE explicit DncInterface(const DncSizes& s) {
     int64_t at = 0;
-    const auto take = [&](int64_t n) {
+    const auto take = [&](int64_t n) SYSGEN_INLINE {
       const int64_t from = at;
       at += n;
       return from;

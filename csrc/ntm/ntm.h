@@ -21,6 +21,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/always_inline.h"
 #include "common/tensor_view.h"
 
 namespace sysgen {
@@ -33,8 +34,8 @@ struct NtmSizes {
   int64_t chunk;                                             // steps between two checkpoints
   static constexpr bool masked = false;                      // of content addressing, which the DNC shares
 
-  int64_t shifts() const { return 2 * reach + 1; }
-  int64_t interface() const { return 2 * reads * (2 * width + 3 + shifts()); }
+  SYSGEN_INLINE int64_t shifts() const { return 2 * reach + 1; }
+  SYSGEN_INLINE int64_t interface() const { return 2 * reads * (2 * width + 3 + shifts()); }
 };
 
 // Each [B, ...], contiguous. Gradients of a state have the same layout; there a null pointer of an input
