@@ -154,7 +154,7 @@ def test_seeds_differ():
     "arguments, error, message",
     [
         ({"split": "tset"}, ValueError, r"split must be one of 'train', 'iid', .*'new_composition', got 'tset'"),
-        ({"split": ()}, ValueError, "split must name at least one"),
+        ({"split": ()}, ValueError, "split must be at least one of .*got none"),
         ({"direction": "left"}, ValueError, "direction must be one of 'forward', 'backward', got 'left'"),
         ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an int, got float"),
