@@ -124,7 +124,7 @@ def _row(series, others, saved, floor):
     cells = [
         f"{ours['seconds'] * 1e3:.3g}",
         f"{ours['peak_bytes'] / 1e6:.3g}",
-        *([f"{ours['saved_bytes'] / 1e6:.3g}"] if saved else []),
+        *([f"{ours['saved_bytes'] / 1e6:.3g}" if "saved_bytes" in ours else "–"] if saved else []),
         f"{ours['gflops']:.3g}",
         f"{ours['gb_s']:.3g}",
     ]
@@ -136,7 +136,7 @@ def _row(series, others, saved, floor):
             cells.append("–")
         elif ours["peak_bytes"]:
             cells.append(f"{r['ratio']:.2f}× / {r['peak_bytes'] / ours['peak_bytes']:.2f}×")
-            if saved:
+            if "saved_bytes" in r and "saved_bytes" in ours:
                 cells[-1] += f" / {r['saved_bytes'] / ours['saved_bytes']:.2f}×"
         else:
             cells.append(f"{r['ratio']:.2f}×")
