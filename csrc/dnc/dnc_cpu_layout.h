@@ -26,11 +26,6 @@ struct State {
     h = carver.take(s.hidden);
     c = carver.take(s.hidden);
   }
-  static int64_t numel(const DncSizes& s) {
-    Carver<A> count{nullptr};
-    State measured(count, s);
-    return count.used;
-  }
 };
 
 // What one step computes on its way.
@@ -64,11 +59,6 @@ struct Step {
         backward_w(s.sharpen ? carver.take(s.reads * padded<A>(s.cells)) : backward_d),
         write(carver, s, 1),
         read(carver, s, s.reads) {}
-  static int64_t numel(const DncSizes& s, int64_t interface_size) {
-    Carver<A> count{nullptr};
-    Step measured(count, s, interface_size);
-    return count.used;
-  }
 };
 
 }  // namespace

@@ -38,11 +38,6 @@ struct StepScratch {
         link_parts(carver.take(later_link_blocks(s.cells) * (s.reads + 2) * padded<A>(s.cells))),
         write(carver, s, 1),
         read(carver, s, s.reads) {}
-  static int64_t numel(const DncSizes& s) {
-    Carver<A> count{nullptr};
-    StepScratch measured(count, s);
-    return count.used;
-  }
 };
 
 // dprojection from the gradient of the sharpened weights; dweights is overwritten.

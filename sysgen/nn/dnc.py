@@ -5,10 +5,8 @@ from typing import NamedTuple
 import torch
 
 from ..ops import DNCState, dnc_sequence
-from ..ops._recurrence_checks import check_checkpoint_every, check_lengths
-from ..reference.dnc import unroll
-from . import _checks
 from ._dnc import DNCBase
+from ._memory_sequence import MemorySequence
 from ._recurrent import run_sequence
 from .dnc_trace import Trace
 
@@ -21,7 +19,7 @@ class DNCOutput(NamedTuple):
     trace: dict
 
 
-class DNC(DNCBase):
+class DNC(MemorySequence, DNCBase):
     """Differentiable Neural Computer (Graves et al. 2016) with masked content addressing, de-allocation of freed cells
     and sharpened temporal links (Csordás 2023, chapter 2 and App. A).
 
@@ -91,10 +89,7 @@ class DNC(DNCBase):
             device=device,
             dtype=dtype,
         )
-        name = type(self).__name__
-        _checks.flag(name, batch_first=batch_first)
-        check_checkpoint_every(name, checkpoint_every)
-        self.batch_first, self.checkpoint_every = batch_first, checkpoint_every
+        self._set_sequence_options(batch_first, checkpoint_every)
 
     def forward(self, input, state=None, lengths=None, return_trace=False):
         """
@@ -118,25 +113,8 @@ class DNC(DNCBase):
         y, last, trace = run_sequence(self, DNCState, input, state, lengths, run)
         return DNCOutput(y, last, trace.stacked()) if return_trace else (y, last)
 
-    def _sequence(self, x, state, lengths, trace):
-        def step(x, state):
-            state, computed = self._step(x, state)
-            if trace is not None:
-                trace.add(state, computed)
-            return state
-
-        self._check_state(x, state)
-        if self.controller is not None:
-            check_lengths("DNC", lengths, x)
-            return unroll(step, x, state, lengths)
+    def _fused(self, x, state, lengths):
         options = {"masked": self.masked, "dealloc": self.dealloc, "sharpen": self.sharpen}
         options |= {"mask_min": self.mask_min, "clip": self.clip, "checkpoint_every": self.checkpoint_every}
         weights = *self._controller_weights(), self.interface.weight, self.interface.bias
-        result = dnc_sequence(x, state, *weights, lengths=lengths, **options)
-        if trace is not None:  # the operation tells nothing of its steps: repeat them
-            with torch.no_grad():
-                unroll(step, x, state, None)
-        return result
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, batch_first={self.batch_first}"
+        return dnc_sequence(x, state, *weights, lengths=lengths, **options)

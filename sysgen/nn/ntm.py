@@ -5,9 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ..ops import NTMState, ntm_sequence
-from ..ops._recurrence_checks import check_checkpoint_every, check_lengths
-from ..reference.dnc import unroll
-from . import _checks
+from ._memory_sequence import MemorySequence
 from ._ntm import NTMBase
 from ._recurrent import run_sequence
 from .ntm_trace import NTMTrace
@@ -21,7 +19,7 @@ class NTMOutput(NamedTuple):
     trace: dict
 
 
-class NTM(NTMBase):
+class NTM(MemorySequence, NTMBase):
     """Neural Turing Machine (Graves et al. 2014) with pairs of a read and a write head.
 
     The whole sequence is one operation, :func:`sysgen.ops.ntm_sequence`; state and memory are float32 (float64 for
@@ -76,10 +74,7 @@ class NTM(NTMBase):
             device=device,
             dtype=dtype,
         )
-        name = type(self).__name__
-        _checks.flag(name, batch_first=batch_first)
-        check_checkpoint_every(name, checkpoint_every)
-        self.batch_first, self.checkpoint_every = batch_first, checkpoint_every
+        self._set_sequence_options(batch_first, checkpoint_every)
 
     def forward(self, input, state=None, lengths=None, return_trace=False):
         """
@@ -102,24 +97,7 @@ class NTM(NTMBase):
         y, last, trace = run_sequence(self, NTMState, input, state, lengths, run)
         return NTMOutput(y, last, trace.stacked()) if return_trace else (y, last)
 
-    def _sequence(self, x, state, lengths, trace):
-        def step(x, state):
-            state, computed = self._step(x, state)
-            if trace is not None:
-                trace.add(state, computed)
-            return state
-
-        self._check_state(x, state)
-        if self.controller is not None:
-            check_lengths("NTM", lengths, x)
-            return unroll(step, x, state, lengths)
+    def _fused(self, x, state, lengths):
         weights = *self._controller_weights(), self.interface.weight, self.interface.bias
         options = {"max_shift": self.max_shift, "checkpoint_every": self.checkpoint_every}
-        result = ntm_sequence(x, state, *weights, lengths=lengths, **options)
-        if trace is not None:  # the operation tells nothing of its steps: repeat them
-            with torch.no_grad():
-                unroll(step, x, state, None)
-        return result
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, batch_first={self.batch_first}"
+        return ntm_sequence(x, state, *weights, lengths=lengths, **options)
