@@ -42,8 +42,25 @@ def pytest_cmdline_main(config):
         alone = option.usepdb or option.capture == "no" or option.collectonly
         if whole and not alone and cores > 1 and not torch.cuda.is_available():
             option.numprocesses = min(cores, 8)
-    if getattr(option, "numprocesses", 0) and option.dist == "no":
-        option.dist = "loadgroup"
+
+
+# What these files build, compile or start serves all their tests.
+ONE_PROCESS_EACH = ("test_distributed.py", "test_emulator.py", "test_kernels.py", "test_nvrtc.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Single tests go to whichever process is free. By name: processes do not send each other marks."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if file.rsplit("/")[-1] in ONE_PROCESS_EACH else nodeid
+
+    return Scheduling(config, log)
 
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # at least two: what runs in parallel is tested as such

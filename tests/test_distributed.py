@@ -16,10 +16,7 @@ COUNTS = (5, 8)  # tokens of each process
 GAMMA = 0.7  # large, so that a wrong gradient of the regulariser shows
 WEIGHTS = (1.0, 3.0)  # of the regulariser in the losses of test_gradient_is_that_of_the_sum_of_losses
 
-pytestmark = [
-    pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed"),
-    pytest.mark.xdist_group("distributed"),  # one start of the processes serves all tests
-]
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 
 def make_layer():

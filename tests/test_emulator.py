@@ -10,8 +10,6 @@ import emulator_model
 import pytest
 from emulator_programs import KINDS, ROOT, build, missing, run
 
-pytestmark = pytest.mark.xdist_group("emulator")  # a run with all planted bugs serves many tests
-
 GOLDEN = ROOT / "tests/emulator/conformance.golden"
 DEVICE = ROOT / "csrc/device/device.cuh"
 ORDERS = ("forward", "reverse", "random:1", "random:2")

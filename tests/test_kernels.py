@@ -17,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from emulator_programs import BUILD, ROOT, build, run
 
-pytestmark = pytest.mark.xdist_group("kernels")  # its programs run once, on all cores
-
 PROGRAMS = sorted(f.stem for f in (ROOT / "tests/kernels").glob("*_emulated.cpp"))
 KERNEL_FILES = sorted(
     f.name

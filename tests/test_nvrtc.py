@@ -68,7 +68,6 @@ def compiled(nvrtc, kernels):
     return update_ptxas.compile_all(update_ptxas.NoSpills(), kernels)
 
 
-@pytest.mark.xdist_group("nvrtc")  # the compilation serves both tests
 def test_every_kernel_compiles_to_machine_code(compiled, kernels):
     """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers."""
     assert compiled.keys() == {(kernel[0], arch) for kernel in kernels for arch in ("sm_80", "sm_90")}
@@ -76,7 +75,6 @@ def test_every_kernel_compiles_to_machine_code(compiled, kernels):
         assert figures.spilled == 0 and figures.threads % 32 == 0 and 16 <= figures.registers <= 255
 
 
-@pytest.mark.xdist_group("nvrtc")
 def test_the_table_of_kernels_is_current(compiled, nvrtc):
     """To the number with the NVRTC that wrote it; another one may assign other registers to the same kernels."""
     page, refresh = update_ptxas.PAGE.read_text(), f"run {update_ptxas.REFRESH} and commit {update_ptxas.PAGE.name}"
