@@ -26,10 +26,13 @@ using f16 = __half;
 extern __shared__ __align__(128) unsigned char dynamic_shared[];
 
 // Carves typed arrays out of dynamic shared memory, in order: auto& a = smem.array<float[2][64][20]>();
+// An alignment of more than 128 costs ALIGNMENT - 128 bytes more of what the launch asks for.
 struct Smem {
   unsigned offset = 0;
-  template <class Array>
+  template <class Array, unsigned ALIGNMENT = 128>
   __device__ __forceinline__ Array& array() {
+    if constexpr (ALIGNMENT > 128)
+      offset += -(static_cast<unsigned>(__cvta_generic_to_shared(dynamic_shared)) + offset) % ALIGNMENT;
     Array& r = *reinterpret_cast<Array*>(dynamic_shared + offset);
     offset += (sizeof(Array) + 127) / 128 * 128;
     return r;
@@ -59,6 +62,17 @@ __device__ __forceinline__ u32 atomic_add_acq_rel(u32* p, u32 v) {
   u32 r;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(r) : "l"(p), "r"(v) : "memory");
   return r;
+}
+
+// ---- ordinary accesses to shared memory, at most 16 bytes a lane; so written, the emulator counts their
+// bank conflicts
+template <class V>
+__device__ __forceinline__ V load_shared(const V& from) {
+  return from;
+}
+template <class V, class U>
+__device__ __forceinline__ void store_shared(V& to, const U& value) {
+  to = value;
 }
 
 // ---- asynchronous copies, global to shared

@@ -36,7 +36,11 @@ void async_commit(const Location& where) {
 AsyncCopy* async_arrived(unsigned pending_groups) {
   CopyQueue& q = machine.running->queue;
   for (; q.committed - q.complete > pending_groups; ++q.complete)
-    if (q.arrived != q.group_end[q.complete % kMaxCopyGroups]) return &q.copies[q.arrived++ % kMaxCopies];
+    if (static_cast<int>(q.group_end[q.complete % kMaxCopyGroups] - q.arrived) > 0) {
+      AsyncCopy& copy = q.copies[q.arrived++ % kMaxCopies];
+      note_cp_async(copy, machine.running);
+      return &copy;
+    }
   return nullptr;
 }
 

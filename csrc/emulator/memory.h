@@ -19,9 +19,9 @@ namespace sysgen {
 
 struct Smem {
   unsigned index = 0;
-  template <class Array>
+  template <class Array, unsigned ALIGNMENT = 128>
   Array& array(const emulator::Location& at = emulator::Location::current()) {
-    return *static_cast<Array*>(emulator::dynamic_shared(index++, sizeof(Array), at));
+    return *static_cast<Array*>(emulator::dynamic_shared(index++, sizeof(Array), ALIGNMENT, at));
   }
 };
 
@@ -134,6 +134,24 @@ inline u32 atomic_add_acq_rel(u32* p, u32 value) {
   return old;
 }
 
+// ---- shared memory, with a count of bank conflicts
+
+template <class V>
+V load_shared(const V& from, const emulator::Location& at = emulator::Location::current()) {
+  if (!emulator::in_shared(&from, sizeof(V)))
+    emulator::fail(at, "load_shared: %p is not shared memory of this block", static_cast<const void*>(&from));
+  emulator::note_shared_access(&from, sizeof(V), at);
+  return from;
+}
+template <class V>
+void store_shared(V& to, const std::type_identity_t<V>& value,
+                  const emulator::Location& at = emulator::Location::current()) {
+  if (!emulator::in_shared(&to, sizeof(V)))
+    emulator::fail(at, "store_shared: %p is not shared memory of this block", static_cast<void*>(&to));
+  emulator::note_shared_access(&to, sizeof(V), at);
+  to = value;
+}
+
 // ---- cp.async
 
 // The copy reads its source now. The destination is lost now (all ones: NaN, index -1) and gets the data in
@@ -151,6 +169,7 @@ void cp_async(void* destination, const void* source, bool valid = true,
     emulator::fail(at, "cp.async: the destination %p is not shared memory of this block", destination);
   if (valid && emulator::in_shared(source, BYTES))
     emulator::fail(at, "cp.async: the source %p is shared memory", source);
+  emulator::note_shared_access(destination, BYTES, at);
   emulator::AsyncCopy& copy = emulator::async_issue(BYTES, at);
   copy.destination = static_cast<unsigned char*>(destination);
   if (valid)

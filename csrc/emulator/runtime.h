@@ -33,6 +33,10 @@ struct Counters {
   uint64_t ldmatrix_phases;     // 8-row reads of ldmatrix
   uint64_t ldmatrix_conflicts;  // further reads that bank conflicts cost
   uint64_t cp_async_bytes;
+  uint64_t bulk_bytes;  // of TMA
+  uint64_t wgmma;       // of a warpgroup
+  uint64_t shared_phases;     // of load_shared, store_shared and cp.async: at most 128 bytes each
+  uint64_t shared_conflicts;  // further ones that bank conflicts cost
 };
 extern Counters counters;
 
@@ -111,8 +115,9 @@ extern const WarpOperation shfl, shfl_up, shfl_down, shfl_xor, ballot, match_any
 // ---- shared memory
 
 void* static_shared(const void* key, size_t bytes, const char* name, const Location& where);
-void* dynamic_shared(unsigned index, size_t bytes, const Location& where);
+void* dynamic_shared(unsigned index, size_t bytes, size_t alignment, const Location& where);
 bool in_shared(const void* p, size_t bytes);
+void note_shared_access(const void* p, unsigned bytes, const Location& where);  // counts bank conflicts
 void poison(const void* p, size_t bytes);  // for AddressSanitizer, where it is linked
 void unpoison(const void* p, size_t bytes);
 

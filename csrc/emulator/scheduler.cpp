@@ -66,6 +66,7 @@ void run_thread() {
   }
   Fibre& f = *machine.running;
   check_copies_done(f);
+  check_hopper_done(f);
   Block& b = *f.block;
   if (const Barrier& barrier = b.barriers[0]; barrier.arrived)
     fail(barrier.where, "this thread has left the kernel while %u others wait at %s", barrier.arrived,
@@ -75,7 +76,11 @@ void run_thread() {
   f.done = true;
   --machine.alive;
   progress();
-  if (--b.alive == 0) check_redzones(b);
+  if (--b.alive == 0) {
+    check_redzones(b);
+    end_shared_accesses(b, true);
+    check_hopper_done(b);
+  }
   switch_to_next();
   std::abort();  // a fibre that is done is never run again
 }
@@ -95,6 +100,7 @@ void start_thread(Block& b, unsigned t) {
   f.done = f.fenced = false;
   f.num_carved = f.num_relaxed = 0;
   clear_copies(f.queue);
+  clear_hopper(f);
   prepare(f, run_thread);
   make_ready(&f);
 }
@@ -106,6 +112,8 @@ void start_block(Block& b, unsigned id, Fibre* fibres, unsigned threads) {
   b.fibres = fibres;
   b.edges = fresh_edges();
   clear_shared(b);
+  end_shared_accesses(b, false);  // left by a kernel that failed
+  clear_hopper(b);
   for (unsigned w = 0; w * 32 < threads; ++w) {
     b.warps[w].alive = threads - w * 32 >= 32 ? ~0u : (1u << threads % 32) - 1;
     b.warps[w].num_meetings = 0;
@@ -134,8 +142,11 @@ void run_wave(const unsigned* ids, unsigned count, Fibre* fibres) {
 
 void reserve(unsigned resident, unsigned threads) {
   if (resident > num_blocks) {
+    Block* const more = static_cast<Block*>(std::calloc(resident, sizeof(Block)));
+    for (unsigned i = 0; more && i < num_blocks; ++i)
+      more[i].accesses = blocks[i].accesses, more[i].hopper = blocks[i].hopper;
     std::free(blocks);
-    blocks = static_cast<Block*>(std::calloc(resident, sizeof(Block)));
+    blocks = more;
     num_blocks = resident;
   }
   const unsigned slots = resident * threads;

@@ -13,7 +13,7 @@ constexpr size_t kStaticLimit = size_t{48} << 10, kLimit = size_t{227} << 10;
 constexpr unsigned char kFill = 0xff;  // NaN; as an index, -1
 
 constexpr size_t kEdgeBytes = 32 << 10, kEdgeBlocks = 512;
-static_assert(kEdgeBytes >= (kNumBarriers * 2 + kMaxWarps * 64) * 8);
+static_assert(kEdgeBytes >= kMbarrierEdges + kMaxMbarriers * 2 * 8);
 
 char* arenas = nullptr;
 unsigned num_arenas = 0;
@@ -36,11 +36,11 @@ void fill(char* p, size_t bytes) {
   }
 }
 
-char* allocate(Block& b, size_t bytes, const Location& where) {
-  const size_t at = b.arena_used + kRedzone;
+char* allocate(Block& b, size_t bytes, size_t alignment, const Location& where) {
+  const size_t at = (b.arena_used + kRedzone + alignment - 1) / alignment * alignment;
   if (at + rounded(bytes) + kRedzone > kArenaBytes)
     fail(where, "the shared arrays do not fit into the arena");
-  fill(b.arena + b.arena_used, rounded(bytes) + 2 * kRedzone);
+  fill(b.arena + b.arena_used, at + rounded(bytes) + kRedzone - b.arena_used);
   b.arena_used = at + rounded(bytes);
   unpoison(b.arena + at, bytes);  // the rest of the last 128 bytes is red zone too
   return b.arena + at;
@@ -130,12 +130,12 @@ void* static_shared(const void* key, size_t bytes, const char* name, const Locat
   if (b.num_statics == kMaxSharedArrays) fail(where, "more than %u static shared arrays", kMaxSharedArrays);
   b.static_bytes += rounded(bytes);
   check_total(b, where);
-  char* data = allocate(b, bytes, where);
+  char* data = allocate(b, bytes, kAlignment, where);
   b.statics[b.num_statics++] = {key, name, where, data, bytes};
   return data;
 }
 
-void* dynamic_shared(unsigned index, size_t bytes, const Location& where) {
+void* dynamic_shared(unsigned index, size_t bytes, size_t alignment, const Location& where) {
   Block& b = *machine.running->block;
   if (index < b.num_dynamics) {
     if (b.dynamics[index].bytes != bytes)
@@ -144,11 +144,11 @@ void* dynamic_shared(unsigned index, size_t bytes, const Location& where) {
     return b.dynamics[index].data;
   }
   if (index == kMaxSharedArrays) fail(where, "more than %u dynamic shared arrays", kMaxSharedArrays);
-  b.dynamic_bytes += rounded(bytes);
+  b.dynamic_bytes += rounded(bytes) + alignment - kAlignment;  // the device may begin anywhere
   if (b.dynamic_bytes > machine.grid.shared_bytes)
     fail(where, "the dynamic shared arrays need %zu bytes, the launch asked for %zu", b.dynamic_bytes,
          machine.grid.shared_bytes);
-  char* data = allocate(b, bytes, where);
+  char* data = allocate(b, bytes, alignment, where);
   b.dynamics[b.num_dynamics++] = {nullptr, "of the dynamic shared memory", where, data, bytes};
   return data;
 }

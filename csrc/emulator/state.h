@@ -22,6 +22,9 @@ inline constexpr unsigned kMaxRelaxed = 64;  // addresses of atomics between two
 
 struct Block;
 struct Warp;
+struct AccessLog;
+struct HopperBlock;
+struct HopperThread;
 
 struct CopyQueue {
   AsyncCopy* copies;                              // [kMaxCopies], used as a ring
@@ -48,6 +51,7 @@ struct Fibre {
   char fence_clock;  // its address carries that knowledge from one to the other
   unsigned num_relaxed;
   const void* relaxed[kMaxRelaxed];
+  HopperThread* hopper;  // null until it needs one
 };
 
 struct Barrier {
@@ -91,10 +95,16 @@ struct Block {
   size_t arena_used, static_bytes, dynamic_bytes;
   SharedArray statics[kMaxSharedArrays], dynamics[kMaxSharedArrays];
   unsigned num_statics, num_dynamics;
-  char* edges;  // addresses for its happens-before edges; never shared by two blocks
+  AccessLog* accesses;  // null until the first
+  HopperBlock* hopper;  // null until it needs one
+  char* edges;          // addresses for its happens-before edges; never shared by two blocks
 };
 
 enum class Order { forward, reverse, random };
+
+inline bool same_place(const Location& a, const Location& b) {
+  return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
+}
 
 struct Machine {
   // the launch
@@ -150,6 +160,20 @@ inline constexpr size_t kArenaBytes = size_t{512} << 10;
 void check_redzones(const Block& b);
 void clear_shared(Block& b);
 char* fresh_edges();
+
+// banks.cpp
+void end_shared_accesses(Block& b, bool counted);  // of instructions that some lanes stayed away from
+
+// The edges of a block: of its barriers, of the meetings of its warps, of its mbarriers.
+inline constexpr unsigned kMeetingEdges = 64, kMaxMbarriers = 64;
+inline constexpr size_t kMbarrierEdges = (kNumBarriers * 2 + kMaxWarps * kMeetingEdges) * 8;
+
+// hopper.cpp
+void clear_hopper(Block& b);
+void clear_hopper(Fibre& f);
+void check_hopper_done(const Block& b);
+void check_hopper_done(const Fibre& f);
+void note_cp_async(const AsyncCopy& copy, Fibre* writer);  // it has arrived
 
 // async_copy.cpp
 void clear_copies(CopyQueue& q);

@@ -8,12 +8,7 @@ namespace sysgen::emulator {
 
 namespace {
 
-bool same_place(const Location& a, const Location& b) {
-  return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
-}
-
 // One address per barrier and parity of its phase, behind them one per warp and meeting.
-constexpr unsigned kMeetingEdges = 64;
 char* barrier_edge(Block& b, unsigned id) { return b.edges + (id * 2 + b.barriers[id].phase % 2) * 8; }
 char* meeting_edge(const Fibre& f, unsigned number) {
   return f.block->edges + (kNumBarriers * 2 + f.context.warp * kMeetingEdges + number % kMeetingEdges) * 8;

@@ -3,43 +3,11 @@
 // by nvcc (-x cu); a GPU must print conformance.golden byte for byte.
 //
 // A row is "<case>.<number>" and 32 words, one for each lane of the first warp.
-#include <cstdio>
-#include <cstring>
-#include <vector>
-
-#include "device/launch.h"
+#include "conformance_rows.h"
 
 namespace conformance {
 
-using namespace sysgen;
-
-constexpr unsigned kWarps = 2, kMaxRows = 64, kInputs = 1024;
-constexpr u32 kUnwritten = 0xdeadbeefu;
-
-__host__ __device__ inline u32 mix(u32 x) {  // a hash: arbitrary, the same everywhere
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ x >> 16;
-}
-
-struct Arguments {
-  u32* out;       // [kMaxRows, 32]
-  u32* scratch;   // [kInputs], zero
-  const u32* in;  // [kInputs], mix(i); 16-byte aligned
-};
-
-struct Rows {
-  u32* out;
-  u32 count = 0;
-  __device__ void put(u32 value, u32 warp = 0) {  // of one warp; all threads call it
-    if (warp_id() == warp) out[count * 32 + lane_id()] = value;
-    ++count;
-  }
-  __device__ void put(int value) { put(static_cast<u32>(value)); }
-  __device__ void put(float value) { put(__float_as_uint(value)); }
-};
+constexpr unsigned kWarps = 2;
 
 // ---- the cases
 
@@ -130,7 +98,7 @@ struct copies {
     SYSGEN_SHARED(u32, tile, [3][32][4]);
     const u32 lane = lane_id();
     for (int i = 0; i < 3 && warp_id() == 0; ++i)
-      for (int j = 0; j < 4; ++j) tile[i][lane][j] = 7;
+      for (int j = 0; j < 4; ++j) store_shared(tile[i][lane][j], 7u);
     __syncthreads();
     if (warp_id() == 0) {
       cp_async<16>(tile[0][lane], a.in + lane * 4, lane % 3 != 0);
@@ -145,7 +113,7 @@ struct copies {
     for (int j = 0; j < 4; ++j) rows.put(tile[0][31 - lane][j]);
     cp_async_wait<1>();
     __syncthreads();
-    for (int j = 0; j < 4; ++j) rows.put(tile[1][31 - lane][j]);
+    for (int j = 0; j < 4; ++j) rows.put(load_shared(tile[1][31 - lane][j]));
     cp_async_wait<0>();
     __syncthreads();
     for (int j = 0; j < 4; ++j) rows.put(tile[2][31 - lane][j]);
@@ -181,10 +149,7 @@ struct load_matrices {
   }
 };
 
-// Fragments of small integers: every product and every sum is exact.
-__device__ inline float small_integer(u32 seed, int range) {
-  return static_cast<float>(static_cast<int>(mix(seed) % (2 * range + 1)) - range);
-}
+// Fragments of small integers.
 template <class T>
 __device__ void multiply_half(Rows& rows) {
   const u32 lane = lane_id();
@@ -426,52 +391,12 @@ __global__ void conformance_kernel(const Arguments a) {
   Case::run(rows, a);
 }
 
-#if defined(SYSGEN_EMULATOR)
-template <class T>
-struct DeviceArray {
-  std::vector<T> values;
-  explicit DeviceArray(const std::vector<T>& v) : values(v) {}
-  T* data() { return values.data(); }
-  std::vector<T> to_host() { return values; }
-};
-#else
-template <class T>
-struct DeviceArray {
-  T* values = nullptr;
-  size_t count;
-  explicit DeviceArray(const std::vector<T>& v) : count(v.size()) {
-    throw_on_cuda_error(cudaMalloc(reinterpret_cast<void**>(&values), count * sizeof(T)), "cudaMalloc");
-    throw_on_cuda_error(cudaMemcpy(values, v.data(), count * sizeof(T), cudaMemcpyHostToDevice),
-                        "cudaMemcpy");
-  }
-  ~DeviceArray() { cudaFree(values); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  T* data() { return values; }
-  std::vector<T> to_host() {
-    std::vector<T> v(count);
-    throw_on_cuda_error(cudaMemcpy(v.data(), values, count * sizeof(T), cudaMemcpyDeviceToHost),
-                        "cudaMemcpy");
-    return v;
-  }
-};
-#endif
-
 template <class Case>
 void print_rows(const char* name) {
-  std::vector<u32> input(kInputs);
-  for (u32 i = 0; i < kInputs; ++i) input[i] = mix(i);
-  const std::vector<u32> unwritten(kMaxRows * 32, kUnwritten), zeros(kInputs);
-  DeviceArray<u32> out(unwritten), scratch(zeros), in(input);
-  const LaunchConfig config{dim3(1), dim3(8, 4, kWarps), 2048};
-  SYSGEN_LAUNCH(conformance_kernel<Case>, config, nullptr,
-                (Arguments{out.data(), scratch.data(), in.data()}));
-  const std::vector<u32> rows = out.to_host();
-  for (u32 r = 0; r < kMaxRows && rows[r * 32] != kUnwritten; ++r) {
-    std::printf("%s.%u", name, r);
-    for (u32 lane = 0; lane < 32; ++lane) std::printf(" %08x", rows[r * 32 + lane]);
-    std::printf("\n");
-  }
+  print_rows(name, [](const Arguments& arguments) {
+    const LaunchConfig config{dim3(1), dim3(8, 4, kWarps), 2048};
+    SYSGEN_LAUNCH(conformance_kernel<Case>, config, nullptr, arguments);
+  });
 }
 
 }  // namespace conformance

@@ -402,9 +402,13 @@ __global__ void counted_kernel(const Arguments a) {
   ldmatrix_x4_trans(r, packed[lane]);  // 4 phases, 7 conflicts each
   ldmatrix_x4(r, packed[lane / 8]);    // 4 phases, all lanes of one read the same row
   for (int i = 0; i < 3; ++i) mma_m16n8k8_tf32(d, r, g, d);
+  store_shared(packed[lane][0], 0u);                                        // 1 phase, 31 conflicts
+  r[0] = load_shared(rows[lane][0]);                                        // 1 phase, 8 banks: 3 conflicts
+  load_shared(*reinterpret_cast<const uint4*>(&rows[lane][4]));             // 4 phases of 8 lanes
+  for (u32 i = 0; i <= lane % 2; ++i) r[1] = load_shared(packed[i][lane]);  // 1 phase, and 1 of the odd lanes
   __syncthreads();
-  cp_async<4>(&rows[0][lane], a.data);
-  cp_async<16>(&packed[lane][0], a.data, lane % 2);
+  cp_async<4>(&rows[0][lane], a.data);               // 1 phase
+  cp_async<16>(&packed[lane][0], a.data, lane % 2);  // 4 phases, 7 conflicts each
   cp_async_commit();
   cp_async_wait<0>();
   __syncthreads();
@@ -426,6 +430,8 @@ void check_counters() {
   equal("ldmatrix phases", counters.ldmatrix_phases, 3 * 12);
   equal("bank conflicts", counters.ldmatrix_conflicts, 3 * 4 * 7);
   equal("cp.async bytes", counters.cp_async_bytes, 3 * 32 * 20);
+  equal("accesses to shared memory", counters.shared_phases, 3 * 13);
+  equal("their bank conflicts", counters.shared_conflicts, 3 * (31 + 3 + 4 * 7));
 }
 
 __global__ void order_kernel(const Arguments a) {
