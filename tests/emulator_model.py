@@ -248,8 +248,65 @@ def threads():
     return [LANES, LANES, full(0), LANES + 32, full(1), position, full(8 | 4 << 8 | 2 << 16), full(1)]
 
 
+# ---- conformance_hopper.cpp: TMA's boxes from the tensor, wgmma's products from whole matrices ------------------------
+
+
+def phases():
+    return [mix((LANES ^ 255) + 1000 * round_) for round_ in range(3)]
+
+
+def arriving_copies():
+    data = mix(np.arange(1024)).reshape(256, 4)
+    thread = 64 + (LANES + 32) * 7 % 192  # warp 1 reads
+    return [*data[thread].T, *(data * (np.arange(256) % 3 == 0)[:, None])[thread].T]
+
+
+def tensor_boxes():
+    """Boxes of 8 rows of 64, 16-byte chunk c of row r in place c ^ r; zeros beyond 3 matrices of 21 rows of 100."""
+    tensor = np.zeros((5, 60, 300), np.int64)  # begins at -1, -10, -50
+    tensor[1:4, 10:31, 50:150] = (mix(np.arange(3 * 21 * 104)) & 0xFFFF).reshape(3, 21, 104)[:, :, :100]
+    rows = []
+    for column, row, matrix in ((8, 5, 1), (64, 17, 2), (-8, -2, 0), (0, 0, 3)):
+        box = tensor[matrix + 1, row + 10 : row + 18, column + 50 : column + 114].reshape(8, 8, 8)
+        swizzled = np.stack([box[r][np.arange(8) ^ r] for r in range(8)]).reshape(-1, 2)
+        rows += list((swizzled[:, 0] | swizzled[:, 1] << 16).reshape(8, 32))
+    return rows
+
+
+def wgmma(columns):
+    a = small_integer(np.arange(64 * 64), 4).reshape(64, 64)
+    b = small_integer(10000 + np.arange(columns * 64), 4).reshape(columns, 64)
+    thread, i = np.arange(256)[:, None], np.arange(columns // 2)
+    row = thread % 128 // 32 * 16 + thread % 32 // 4 + i // 2 % 2 * 8
+    d = (a @ b.T)[row, i // 4 * 8 + thread % 4 * 2 + i % 2]
+    weights = i * i % 31 + 1
+    before = small_integer(20000 + thread * 64 + i, 100)
+    return [*bits(((before + d) * weights).sum(1)).reshape(8, 32), *bits((d * weights).sum(1)).reshape(8, 32)]
+
+
+def named(cases):
+    return {f"{name}.{i}": [int(x) & ALL for x in row] for name, rows in cases.items() for i, row in enumerate(rows)}
+
+
+def expected_hopper_rows():
+    """Row name -> its 32 words, of conformance_hopper.cpp."""
+    cases = {
+        "phases": phases(),
+        "arriving_copies": arriving_copies(),
+        "tensor_boxes": tensor_boxes(),
+        "wgmma_kk_64": wgmma(64),
+        "wgmma_kn_128": wgmma(128),
+        "wgmma_mk_128": wgmma(128),
+        "wgmma_mn_64": wgmma(64),
+        "wgmma_rk_128": wgmma(128),
+        "wgmma_rn_64": wgmma(64),
+        "register_budgets": [LANES],
+    }
+    return named(cases)
+
+
 def expected_rows():
-    """Row name -> its 32 words."""
+    """Row name -> its 32 words, of conformance.cpp."""
     last = np.arange(63, 31, -1)
     cases = {
         "threads": threads(),
@@ -274,4 +331,4 @@ def expected_rows():
         "scalars": scalars(),
         "limits": limits(),
     }
-    return {f"{name}.{i}": [int(x) & ALL for x in row] for name, rows in cases.items() for i, row in enumerate(rows)}
+    return named(cases)

@@ -10,8 +10,8 @@ import emulator_model
 import pytest
 from emulator_programs import KINDS, ROOT, build, missing, run
 
-GOLDEN = ROOT / "tests/emulator/conformance.golden"
 DEVICE = ROOT / "csrc/device/device.cuh"
+HOPPER = ROOT / "csrc/device/hopper.cuh"
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 
 # Programs that go on after a finding, so that one run shows all bugs. Shared memory lies at the same addresses in every
@@ -196,29 +196,43 @@ def test_environment_is_checked(variable, value, message):
 # ---- conformance ----------------------------------------------------------------------------------------------------
 
 
+CONFORMANCE = {"conformance": emulator_model.expected_rows, "conformance_hopper": emulator_model.expected_hopper_rows}
+
+
+def golden(program):
+    return (ROOT / f"tests/emulator/{program}.golden").read_text()
+
+
+@pytest.mark.parametrize("program", CONFORMANCE)
 @pytest.mark.parametrize(("kind", "order"), [("plain", o) for o in ORDERS] + [("asan", "reverse"), ("tsan", "forward")])
-def test_conformance_rows_are_the_golden_ones(kind, order):
+def test_conformance_rows_are_the_golden_ones(program, kind, order):
     build("emulator_programs")
-    status, output = run(f"conformance_{kind}", order=order)
-    assert status == 0 and output == GOLDEN.read_text()
+    status, output = run(f"{program}_{kind}", order=order)
+    assert status == 0 and output == golden(program)
 
 
-def test_golden_rows_follow_the_model():
-    rows = {line.split()[0]: [int(w, 16) for w in line.split()[1:]] for line in GOLDEN.read_text().splitlines()}
-    expected = emulator_model.expected_rows()
+@pytest.mark.parametrize("program", CONFORMANCE)
+def test_golden_rows_follow_the_model(program):
+    rows = {line.split()[0]: [int(w, 16) for w in line.split()[1:]] for line in golden(program).splitlines()}
+    expected = CONFORMANCE[program]()
     assert list(rows) == list(expected)
     for name, row in expected.items():
         assert rows[name] == row, name
 
 
+def wrappers(file):
+    return set(re.findall(r"^__device__ __forceinline__ [\w:]+[&\s]+(\w+)[<(]", file.read_text(), re.M))
+
+
 def test_every_wrapper_and_intrinsic_has_a_conformance_row():
-    names = set(re.findall(r"^__device__ __forceinline__ [\w:]+[&\s]+(\w+)[<(]", DEVICE.read_text(), re.M))
-    assert len(names) > 15
+    names = wrappers(DEVICE) | wrappers(HOPPER)
+    assert {"cp_async", "wgmma", "tma_load_3d"} <= names and len(names) > 30
     for file in (ROOT / "csrc/emulator").glob("*.h"):
         text = file.read_text()
         names |= set(re.findall(r"^(?:inline |constexpr )?\w+ ((?:__|atomic[A-Z]|rsqrt)\w+)\(", text, re.M))
         names |= set(re.findall(r"^SYSGEN_EMULATOR_\w+\((?:\w+, )?((?:__|atomic[A-Z])\w+)", text, re.M))
     assert {"__shfl_up_sync", "__reduce_min_sync", "atomicXor", "atomicCAS", "__ldcg", "__floats2half2_rn"} <= names
-    used = set(re.findall(r"\w+", re.sub(r"//[^\n]*", "", (ROOT / "tests/emulator/conformance.cpp").read_text())))
+    programs = "".join((ROOT / f"tests/emulator/{program}.cpp").read_text() for program in CONFORMANCE)
+    used = set(re.findall(r"\w+", re.sub(r"//[^\n]*", "", programs)))
     # an address of the hardware, a pause and the sanitizers' functions give nothing that could be compared
     assert {n for n in names - used if not re.match("__(asan|tsan|sanitizer)_", n)} == {"shared_address", "__nanosleep"}

@@ -80,6 +80,15 @@ inline int num_multiprocessors(const char* what) {
   return count;
 }
 
+// 10 * major + minor of the current device.
+inline int compute_capability(const char* what) {
+  int device = 0, major = 0, minor = 0;
+  throw_on_cuda_error(cudaGetDevice(&device), what);
+  throw_on_cuda_error(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what);
+  throw_on_cuda_error(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), what);
+  return 10 * major + minor;
+}
+
 }  // namespace sysgen
 #endif
 

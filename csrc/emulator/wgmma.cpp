@@ -181,7 +181,7 @@ const OperandChunk* wgmma_operand(unsigned pending) {
 void wgmma_changed(const OperandChunk&) {
   const HopperThread& h = hopper(*machine.running);
   fail(h.running[h.checked % kMaxRunning].where,
-       "shared memory changed before wgmma_wait, while it was an operand of");
+       "an operand in shared memory changed before wgmma_wait; the wgmma is");
 }
 
 const WgmmaResult* wgmma_result(unsigned pending, const Location&) {
