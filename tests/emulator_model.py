@@ -248,7 +248,7 @@ def threads():
     return [LANES, LANES, full(0), LANES + 32, full(1), position, full(8 | 4 << 8 | 2 << 16), full(1)]
 
 
-# ---- conformance_hopper.cpp: TMA's boxes from the tensor, wgmma's products from whole matrices ------------------------
+# ---- conformance_hopper.cpp: TMA's boxes from the tensor, wgmma's products from whole matrices -----------------------
 
 
 def phases():

@@ -1,5 +1,6 @@
 // Launches cvmm_fwd: chooses the product for the types and the tile for the shapes.
 #include "cvmm/cvmm_fwd_kernels.cuh"
+#include "cvmm/cvmm_hopper.h"
 #include "cvmm/cvmm_launch.h"
 
 namespace sysgen {
@@ -75,6 +76,13 @@ Scratch scratch_of(const CvmmFwdArgs& a) {
           a.dot && n_tiles > 1 ? n_tiles * routes * size : 0};
 }
 
+template <class P, class Args>
+bool takes_hopper_path(const CvmmFwdArgs& a, const Args& k, void* stream) {
+  if constexpr (sizeof(typename P::T) == 2 && std::is_same_v<typename P::T, typename P::W>)
+    return cvmm_fwd_hopper(a, k, P::BN, stream);
+  return false;
+}
+
 template <class P>
 void launch_product(const CvmmFwdArgs& a, void* stream) {
   using T = typename P::T;
@@ -119,7 +127,8 @@ void launch_product(const CvmmFwdArgs& a, void* stream) {
     const int64_t tiles = routes / P::BM + a.route.num_experts + 1;
     const LaunchConfig config{dim3(grid_x("cvmm", tiles * n_tiles)), dim3(P::THREADS),
                               sizeof(CvmmFwdShared<P>)};
-    SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
+    if (!takes_hopper_path<P>(a, k, stream))
+      SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
   }
   if (a.out && a.reduce && a.route.num_tokens > 0 && a.h > 0) {
     const int64_t v = 16 / sizeof(Acc<T>);

@@ -1,0 +1,275 @@
+// cvmm_fwd for sm_90a: the same tiles, sums and epilogue as cvmm_fwd_kernels.cuh, by warpgroups with
+// different roles. One gathers rows of x by cp.async and has TMA bring the weights; two multiply 64 rows each
+// by wgmma. They meet at the stages of a ring: `full` when both operands are there, `empty` when both
+// multipliers are done. Blocks stay and walk over the tiles, so that the next tile's operands arrive during
+// the epilogue.
+#pragma once
+#include "cvmm/cvmm_fwd_kernels.cuh"
+#include "device/hopper.cuh"
+
+namespace sysgen {
+
+template <class T>
+struct CvmmHopperArgs {
+  TensorMap w;  // [E, d, h] or, if rows of w run along d, [E, h, d]; boxes as CvmmHopperTile has them
+  CvmmFwdKernelArgs<T, T> fwd;  // n_tiles for tiles of BN columns; x may be read 16 bytes at a time
+  i64 tiles;                    // at most: rows of tiles times n_tiles
+};
+
+// KN: rows of w in memory run along h. A box is then 64 k of 64 columns, else BN columns of 64 k.
+template <class T_, int BN_, bool KN_>
+struct CvmmHopperTile {
+  using T = T_;
+  static constexpr bool KN = KN_;
+  static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 64 ? 8 : 6;
+  static constexpr int PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS;
+  static constexpr int BOX_ROWS = KN ? BK : BN, BOX = BOX_ROWS * 64, BOXES = BN * BK / BOX;
+  static constexpr u32 B_BYTES = sizeof(T) * BN * BK;
+  struct Stages {
+    T a[STAGES][BM][BK];
+    T b[STAGES][BOXES][BOX];
+  };
+  using Barriers = Mbarrier[2][STAGES];
+  static constexpr u32 SHARED = sizeof(Stages) + 1024 - 128 + (sizeof(Barriers) + 127) / 128 * 128;
+};
+
+// Accumulators of a warpgroup's 64 rows, in the terms of cvmm_products.cuh.
+template <int BN>
+struct WgmmaProduct {
+  static constexpr int ROWS = 2, RUNS = BN / 8, LEN = 2, RUN_STRIDE = 8;
+  int first_row, lane;
+  float acc[BN / 2];
+
+  __device__ __forceinline__ explicit WgmmaProduct(int warp) : first_row(warp * 16), lane(lane_id()) {}
+  __device__ __forceinline__ int row(int i) const { return first_row + i * 8 + lane / 4; }
+  __device__ __forceinline__ int col(int j) const { return j * RUN_STRIDE + lane % 4 * 2; }
+  __device__ __forceinline__ float& at(int i, int j, int l) { return acc[4 * j + 2 * i + l]; }
+  __device__ __forceinline__ float at(int i, int j, int l) const { return acc[4 * j + 2 * i + l]; }
+};
+
+struct CvmmHopperWork {
+  i64 expert, row0, n0;
+  int rows, n_tile;  // no rows: nothing to do
+};
+template <class P>
+__device__ __forceinline__ CvmmHopperWork
+cvmm_hopper_work(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a, i64 index) {
+  const i64 tile = index / a.n_tiles;
+  const int n_tile = index % a.n_tiles;
+  const i64 e = warp_search(a.num_experts + 1, [&](i64 i) { return tile_base<P::BM>(a.offsets, i); }, tile);
+  const i64 row0 = a.offsets[e] + (tile - tile_base<P::BM>(a.offsets, e)) * P::BM;
+  const i64 left = (e < a.num_experts ? a.offsets[e + 1] : a.num_routes) - row0;
+  return {e, row0, i64(n_tile) * P::BN, left < 0 ? 0 : left < P::BM ? int(left) : P::BM, n_tile};
+}
+
+// Which stage of the ring, and the parity of its barrier's phase.
+template <int STAGES>
+struct RingPlace {
+  int stage;
+  u32 parity;
+  __device__ __forceinline__ void advance() {
+    if (++stage == STAGES) stage = 0, parity ^= 1;
+  }
+};
+
+template <class P>
+__device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typename P::T>& args,
+                                                    typename P::Stages& stages,
+                                                    typename P::Barriers& barriers) {
+  using T = typename P::T;
+  constexpr int CHUNKS = P::BK / 8, EACH = P::BM * CHUNKS / P::PRODUCERS, STEP = P::PRODUCERS / CHUNKS;
+  const CvmmFwdKernelArgs<T, T>& a = args.fwd;
+  auto& full = barriers[0];
+  auto& empty = barriers[1];
+  const int chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
+  const int place = (chunk ^ (first % 8)) * 8;  // swizzled; STEP rows further on it is the same
+  static_assert(STEP % 8 == 0, "a thread's chunks are all at one place of their rows");
+  RingPlace<P::STAGES> at{0, 1};
+  for (i64 index = blockIdx.x; index < args.tiles; index += gridDim.x) {
+    const CvmmHopperWork work = cvmm_hopper_work<P>(a, index);
+    if (work.rows == 0 || work.expert == a.num_experts) continue;
+    const T* source[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      const int m = first + i * STEP;
+      const i64 row = m < work.rows ? a.order[work.row0 + m] / a.x.divisor : 0;
+      source[i] = a.x.data + row * a.x.stride + chunk * 8;
+    }
+    for (i64 k0 = 0; k0 < a.d; k0 += P::BK, at.advance()) {
+      mbarrier_wait(empty[at.stage], at.parity);
+      if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(full[at.stage], P::B_BYTES);
+#pragma unroll
+        for (int box = 0; box < P::BOXES; ++box) {
+          const int n = int(work.n0) + box * 64, k = int(k0);
+          tma_load_3d(stages.b[at.stage][box], args.w, P::KN ? n : k, P::KN ? k : n, int(work.expert),
+                      full[at.stage]);
+        }
+      }
+      const bool inside = k0 + chunk * 8 < a.d;
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) {
+        const int m = first + i * STEP;
+        const bool valid = inside && m < work.rows;
+        cp_async<16>(&stages.a[at.stage][m][place], valid ? source[i] + k0 : a.x.data, valid);
+      }
+      cp_async_arrive(full[at.stage]);
+    }
+  }
+  for (int s = 0; s < P::STAGES; ++s, at.advance())
+    mbarrier_wait(empty[at.stage], at.parity);  // all has arrived
+}
+
+// Dropped routes: zeros.
+template <class P>
+__device__ __forceinline__ void cvmm_hopper_clear(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a,
+                                                  const CvmmHopperWork& work) {
+  using T = typename P::T;
+  const int thread = threadIdx.x - P::PRODUCERS;
+  for (int i = thread; i < work.rows * P::BN; i += P::CONSUMERS) {
+    const i64 col = work.n0 + i % P::BN;
+    if (a.out && col < a.h) a.out[a.order[work.row0 + i / P::BN] * a.h + col] = from_acc<T>(0);
+  }
+  if (a.dot)
+    for (int i = thread; i < work.rows; i += P::CONSUMERS) a.dot[a.order[work.row0 + i]] = 0;
+}
+
+template <class P>
+__device__ __forceinline__ void cvmm_hopper_finish(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a,
+                                                   const CvmmHopperWork& work, WgmmaProduct<P::BN>& product) {
+  using T = typename P::T;
+  using Product = WgmmaProduct<P::BN>;
+  int route[Product::ROWS];
+#pragma unroll
+  for (int i = 0; i < Product::ROWS; ++i)
+    route[i] = product.row(i) < work.rows ? a.order[work.row0 + product.row(i)] : -1;
+  if (a.bias) {
+    const float* bias = a.bias + work.expert * a.h + work.n0;
+#pragma unroll
+    for (int j = 0; j < Product::RUNS; ++j)
+#pragma unroll
+      for (int l = 0; l < Product::LEN; ++l) {
+        const int col = product.col(j) + l;
+        const float b = work.n0 + col < a.h ? bias[col] : 0;
+#pragma unroll
+        for (int i = 0; i < Product::ROWS; ++i) product.at(i, j, l) += b;
+      }
+  }
+  if (a.dot || a.dot_tiles) {
+#pragma unroll
+    for (int i = 0; i < Product::ROWS; ++i) {
+      float sum = 0;
+      if (route[i] >= 0) {
+        const T* other = a.other.data + route[i] / a.other.divisor * a.other.stride + work.n0;
+#pragma unroll
+        for (int j = 0; j < Product::RUNS; ++j)
+#pragma unroll
+          for (int l = 0; l < Product::LEN; ++l) {
+            const int col = product.col(j) + l;
+            if (work.n0 + col < a.h) sum += product.at(i, j, l) * to_float(other[col]);
+          }
+      }
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      if (lane_id() % 4 == 0 && route[i] >= 0) {
+        if (a.dot) {
+          a.dot[route[i]] = sum;
+        } else {
+          a.dot_tiles[work.n_tile * a.num_routes + work.row0 + product.row(i)] = sum;
+        }
+      }
+    }
+  }
+  if (!a.out && !a.sorted) return;
+#pragma unroll
+  for (int i = 0; i < Product::ROWS; ++i) {
+    const float gate = a.gate && route[i] >= 0 ? a.gate[route[i]] : 1;
+#pragma unroll
+    for (int j = 0; j < Product::RUNS; ++j)
+#pragma unroll
+      for (int l = 0; l < Product::LEN; ++l) {
+        float& u = product.at(i, j, l);
+        if (a.relu && u < 0) u = 0;
+        u *= gate;
+      }
+    if (a.out) {
+      store_row<T>(product, i, route[i] >= 0 ? a.out + route[i] * a.h : nullptr, work.n0, a.h, a.vec_out);
+    } else {
+      store_row<float>(product, i, route[i] >= 0 ? a.sorted + (work.row0 + product.row(i)) * a.h : nullptr,
+                       work.n0, a.h, a.vec_out);
+    }
+  }
+}
+
+template <class P>
+__device__ __forceinline__ void cvmm_hopper_consume(const CvmmHopperArgs<typename P::T>& args,
+                                                    typename P::Stages& stages,
+                                                    typename P::Barriers& barriers) {
+  using T = typename P::T;
+  constexpr u32 A_STAGE = sizeof(stages.a[0]), B_STAGE = P::B_BYTES, BOX_BYTES = sizeof(T) * P::BOX;
+  const CvmmFwdKernelArgs<T, T>& a = args.fwd;
+  auto& full = barriers[0];
+  auto& empty = barriers[1];
+  const int warp = warp_id() - P::PRODUCERS / 32, group_row = warp / 4 * 64;
+  const u64 a_start = k_major_descriptor(shared_address(&stages.a[0][group_row]));
+  const u32 b_address = shared_address(&stages.b[0]);
+  const u64 b_start = P::KN ? mn_major_descriptor(b_address, BOX_BYTES) : k_major_descriptor(b_address);
+  const auto release = [&](int stage) {
+    if (lane_id() == 0) mbarrier_arrive(empty[stage]);
+  };
+  RingPlace<P::STAGES> at{0, 0};
+  for (i64 index = blockIdx.x; index < args.tiles; index += gridDim.x) {
+    const CvmmHopperWork work = cvmm_hopper_work<P>(a, index);
+    if (work.rows == 0) continue;
+    if (work.expert == a.num_experts) {
+      cvmm_hopper_clear<P>(a, work);
+      continue;
+    }
+    WgmmaProduct<P::BN> product(warp);
+    int before = -1;
+    for (i64 k0 = 0; k0 < a.d; k0 += P::BK, at.advance()) {
+      mbarrier_wait(full[at.stage], at.parity);
+      fence_proxy_async();  // cp.async wrote a; the waits of both, then this, order its reads behind
+      const u64 a_stage = advanced(a_start, at.stage * A_STAGE),
+                b_stage = advanced(b_start, at.stage * B_STAGE);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < P::BK / 16; ++k)
+        wgmma<T, false, P::KN>(product.acc, advanced(a_stage, k * 32),
+                               advanced(b_stage, k * (P::KN ? 2048 : 32)), k0 > 0 || k > 0);
+      wgmma_commit();
+      wgmma_wait<1>(product.acc);
+      if (before >= 0) release(before);
+      before = at.stage;
+    }
+    wgmma_wait<0>(product.acc);
+    release(before);
+    if (group_row < work.rows) cvmm_hopper_finish<P>(a, work, product);
+  }
+}
+
+template <class P>
+__global__ void __launch_bounds__(P::THREADS, 1)
+    cvmm_hopper_kernel(const __grid_constant__ CvmmHopperArgs<typename P::T> args) {
+  Smem smem;
+  auto& stages = smem.array<typename P::Stages, 1024>();
+  auto& barriers = smem.array<typename P::Barriers>();
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < P::STAGES; ++s) {
+      mbarrier_init(barriers[0][s], P::PRODUCERS + 1);  // their copies, and thread 0 for TMA
+      mbarrier_init(barriers[1][s], P::CONSUMERS / 32);
+    }
+    fence_mbarrier_init();
+    prefetch_tensor_map(args.w);
+  }
+  __syncthreads();
+  if (warp_id() < P::PRODUCERS / 32) {
+    registers_decrease<56>();
+    cvmm_hopper_produce<P>(args, stages, barriers);
+  } else {
+    registers_increase<224>();
+    cvmm_hopper_consume<P>(args, stages, barriers);
+  }
+}
+
+}  // namespace sysgen
