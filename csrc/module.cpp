@@ -10,6 +10,7 @@
 #include "geometric_attention/geometric_attention_bind.h"
 #include "links/links_bind.h"
 #include "ntm/ntm_bind.h"
+#include "router/select_experts_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
 #include "gated_update/gated_update_bind.h"
@@ -45,6 +46,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_content(m);
   sysgen::register_links(m);
   sysgen::register_ntm(m);
+  sysgen::register_router(m);
 #if !defined(SYSGEN_EMULATOR)
   sysgen::register_gated_update(m);
   sysgen::register_tasks(m);

@@ -23,6 +23,35 @@ def route_fwd(
     num_threads: int,
     stream: int,
 ) -> None: ...
+def select_experts_fwd(
+    logits: Tensor,
+    seed: Tensor | None,
+    experts: Tensor,
+    gate: Tensor,
+    lse: Tensor | None,
+    log_sum: Tensor | None,
+    scratch: Tensor | None,
+    selection: int,
+    expert_dropout: float,
+    num_threads: int,
+    stream: int,
+    /,
+) -> None: ...
+def select_experts_bwd(
+    logits: Tensor,
+    experts: Tensor,
+    gate: Tensor,
+    lse: Tensor | None,
+    log_sum: Tensor | None,
+    dgate: Tensor | None,
+    dlog_sum: Tensor | None,
+    dlogits: Tensor,
+    scratch: Tensor | None,
+    selection: int,
+    num_threads: int,
+    stream: int,
+    /,
+) -> None: ...
 def cvmm_fwd(
     x: Tensor,
     w: Tensor,
@@ -382,6 +411,29 @@ def dry_run(call: Callable[[], Any], /) -> list[tuple[str, str, int, int]]: ...
 
 # Only where cuda_route is not None.
 def route_scratch_bytes(num_routes: int, num_experts: int) -> int: ...
+def select_experts_fwd_scratch_bytes(
+    logits: Tensor,
+    seed: Tensor | None,
+    experts: Tensor,
+    gate: Tensor,
+    lse: Tensor | None,
+    log_sum: Tensor | None,
+    selection: int,
+    expert_dropout: float,
+    /,
+) -> int: ...
+def select_experts_bwd_scratch_bytes(
+    logits: Tensor,
+    experts: Tensor,
+    gate: Tensor,
+    lse: Tensor | None,
+    log_sum: Tensor | None,
+    dgate: Tensor | None,
+    dlog_sum: Tensor | None,
+    dlogits: Tensor,
+    selection: int,
+    /,
+) -> int: ...
 def cvmm_fwd_scratch_bytes(
     x: Tensor,
     w: Tensor,

@@ -15,6 +15,7 @@ from ._load import core
 # Public operation -> registered operations that it runs on.
 OPERATIONS = {
     "route": ("route_fwd",),
+    "select_experts": ("select_experts_fwd", "select_experts_bwd"),
     "cvmm": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_dot", "cvmm_bwd_w"),
     "moe_ffn": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_bwd_w"),
     "geometric_attention": ("geometric_attention_fwd", "geometric_attention_bwd"),

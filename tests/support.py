@@ -10,6 +10,7 @@ import torch
 
 import sysgen
 from sysgen import reference
+from sysgen.nn._entropy import selection_negentropy
 from sysgen.testing import check_op
 
 HALF = (torch.bfloat16, torch.float16)
@@ -144,6 +145,12 @@ def check_moe_ffn(ops, inputs, what=""):
         magnitude=lambda recompute=False, **kwargs: magnitude(**kwargs),
         what=what,
     )
+
+
+def regulariser(logits):
+    """That of expert selection, of logits [..., E]."""
+    log_sum = sysgen.ops.select_experts(logits, 1, return_log_sum=True)[2]
+    return selection_negentropy(log_sum, logits.numel() // logits.shape[-1])
 
 
 def python(*arguments, check=True, **environment):

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support import regulariser
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sysgen.nn import SigmaMoE
-from sysgen.nn._entropy import selection_negentropy
 
 WORLD = 2
 COUNTS = (5, 8)  # tokens of each process
@@ -47,7 +47,7 @@ def train(model, x, scale):
 
 def regularise(rank):
     logits = share(random(sum(COUNTS), 8), rank).requires_grad_()
-    value = selection_negentropy(logits)
+    value = regulariser(logits)
     gradient = torch.autograd.grad(WEIGHTS[rank] * value, logits, create_graph=True)[0]
     direction = share(random(sum(COUNTS), 8, seed=1), rank)
     second = torch.autograd.grad((gradient * direction).sum(), logits)[0]
@@ -56,7 +56,7 @@ def regularise(rank):
 
 def regularise_some(rank, rows):
     logits = random(rows, 8).requires_grad_()
-    value = selection_negentropy(logits)
+    value = regulariser(logits)
     return {"value": value.detach(), "gradient": torch.autograd.grad(value, logits)[0]}
 
 
@@ -127,14 +127,14 @@ def results(tmp_path_factory):
 
 
 def test_regulariser_is_that_of_all_tokens(results):
-    expected = selection_negentropy(random(sum(COUNTS), 8))
+    expected = regulariser(random(sum(COUNTS), 8))
     for rank in range(WORLD):
         torch.testing.assert_close(results[rank]["regularise"]["value"], expected)
 
 
 def test_gradient_is_that_of_the_sum_of_losses(results):
     logits = random(sum(COUNTS), 8).requires_grad_()
-    loss = sum(WEIGHTS) * selection_negentropy(logits)
+    loss = sum(WEIGHTS) * regulariser(logits)
     gradient = torch.autograd.grad(loss, logits, create_graph=True)[0]
     second = torch.autograd.grad((gradient * random(sum(COUNTS), 8, seed=1)).sum(), logits)[0]
     for rank in range(WORLD):
@@ -144,7 +144,7 @@ def test_gradient_is_that_of_the_sum_of_losses(results):
 
 def test_process_without_tokens(results):
     logits = random(3, 8).requires_grad_()
-    value = selection_negentropy(logits)
+    value = regulariser(logits)
     for rank in range(WORLD):
         torch.testing.assert_close(results[rank]["one empty"]["value"], value)
     gradient = WORLD * torch.autograd.grad(value, logits)[0]
@@ -184,6 +184,6 @@ def test_compiled(results):
         torch.testing.assert_close(results[rank]["compiled"]["aux"], value.detach())
         local = torch.autograd.grad(layer(share(x, rank)).square().sum(), layer.expert_sel)[0]
         logits = (x @ layer.expert_sel.detach().T).requires_grad_()
-        gradient = torch.autograd.grad(selection_negentropy(logits), logits)[0]
+        gradient = torch.autograd.grad(regulariser(logits), logits)[0]
         through = WORLD * GAMMA * share(gradient, rank).T @ share(x, rank)
         torch.testing.assert_close(results[rank]["compiled"]["gradient"], local + through)

@@ -156,6 +156,24 @@ def links_samples(dtype, device, lead=(6,), k=2, h=7, **_):
     }
 
 
+def router_samples(dtype, device, lead=(6,), k=2, num_experts=3, **_):
+    """Selection of experts, with and without what the regulariser needs. float32 and float64 only."""
+    if dtype not in (torch.float32, torch.float64):
+        return {"select_experts_fwd": [], "select_experts_bwd": []}
+    g = torch.Generator().manual_seed(0)
+    k, seed, columns = max(k, 1), torch.tensor([3], device=device), (lead[0], num_experts)
+    logits, turned = values(g, columns, dtype, device), values(g, columns[::-1], dtype, device).mT
+    forward = [(logits, seed, k, 1, 0.5, True), (turned, None, k, 0, 0.0, False), (logits, seed, k, 2, 0.3, True)]
+    (experts, gate, lse, log_sum), sparse, _ = (torch.ops.sysgen.select_experts_fwd(*f) for f in forward)
+    dgate, dlog_sum = values(g, gate.shape, dtype, device), values(g, (num_experts,), dtype, device)
+    backward = [
+        (logits, experts, gate, lse, log_sum, dgate, dlog_sum, 1),
+        (turned, *sparse[:2], None, None, dgate, None, 0),
+        (logits, experts, gate, lse, log_sum, None, dlog_sum, 0),
+    ]
+    return {"select_experts_fwd": forward, "select_experts_bwd": backward}
+
+
 def samples(dtype=torch.float32, device="cpu", **sizes):
     """Arguments of every registered op: its name -> list of argument tuples, with shared and routed rows."""
     t = tensors(dtype, device, **sizes)
@@ -177,6 +195,7 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         **dnc_samples(dtype, device, **sizes),
         **content_samples(dtype, device, **sizes),
         **links_samples(dtype, device, **sizes),
+        **router_samples(dtype, device, **sizes),
         **gated_update_samples(dtype, device, **sizes),
         **ntm_samples(dtype, device, **sizes),
         "geometric_attention_fwd": [

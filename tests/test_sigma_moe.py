@@ -6,13 +6,14 @@ import pickle
 
 import pytest
 import torch
+from support import regulariser
 from torch.utils.checkpoint import checkpoint
 
 from sysgen import reference
 from sysgen.nn import SigmaMoE, load_released_state_dict
 from sysgen.nn import sigma_moe as module
-from sysgen.nn._entropy import selection_negentropy
-from sysgen.nn._selection import SELECTIONS, top_k
+from sysgen.ops._router_ops import SELECTIONS
+from sysgen.reference.router import drawn
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -194,7 +195,7 @@ def test_expert_dropout_masks_the_scores(selection, rate, k):
     torch.manual_seed(1)
     y = layer(x)
     torch.manual_seed(1)
-    mask = (torch.rand(60, 7, dtype=torch.float64) >= rate).double()
+    mask = (~drawn(torch.randint(-(2**63), 2**63 - 1, (1,)), torch.empty(60, 7), rate)).double()
     left = mask.sum(1)
     assert left.max() > 0 and (rate == 0.3 or left.min() < k)  # both kinds of tokens occur
     assert_same(y, token_by_token(layer, x, mask), layer, x)
@@ -242,29 +243,6 @@ def chosen(scores, k):
     return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k].sort(-1).values
 
 
-@pytest.mark.parametrize("num_experts, k", [(1, 1), (5, 2), (5, 5), (64, 4), (513, 8), (4097, 3)])
-@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ties_go_to_the_lowest_index(device, num_experts, k, levels, dtype):
-    generator = torch.Generator().manual_seed(levels)
-    scores = torch.randint(levels, (40, num_experts), generator=generator).to(dtype) - levels // 2
-    scores[3] *= -1  # -0.0 among the zeros
-    scores[5::7, ::3] = -torch.inf
-    scores[6::7, ::3] = torch.inf
-    assert torch.equal(top_k(scores.to(device), k).sort(-1).values.cpu(), chosen(scores, k))
-
-
-def test_close_scores_are_not_ties():
-    one = torch.ones(4, dtype=torch.float64)
-    scores = torch.stack([one, one + 2**-52, one - 2**-53, -one * 5e-324], 1)
-    assert top_k(scores, 2).sort(-1).values.tolist() == [[0, 1]] * 4
-
-
-def test_nan_scores_are_chosen():
-    scores = torch.tensor([[1.0, 5.0, torch.nan, 3.0], [torch.nan, 1.0, 2.0, 3.0]])
-    assert top_k(scores, 2).sort(-1).values.tolist() == [[1, 2], [0, 3]]
-
-
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_constant_logits(selection):
     layer = make(num_experts=6, k=4, selection=selection)
@@ -276,53 +254,17 @@ def test_constant_logits(selection):
 # Regulariser
 
 
-def direct_regulariser(logits):
-    p = logits.double().softmax(-1).reshape(-1, logits.shape[-1]).mean(0)
-    return torch.special.xlogy(p, p).sum()
-
-
-@pytest.mark.parametrize("shape", [(9, 7), (2, 5, 3), (4,), (6, 1)])
-def test_regulariser_is_its_formula(shape):
-    logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    value, expected = selection_negentropy(logits), direct_regulariser(logits)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(v, logits)[0] for v in (value, expected)), atol=1e-14, rtol=1e-12)
-    assert torch.autograd.gradgradcheck(selection_negentropy, logits)
-
-
-def test_regulariser_bounds():
-    uniform = selection_negentropy(torch.zeros(5, 8))
-    torch.testing.assert_close(float(uniform), -math.log(8), rtol=1e-6, atol=0)
-    balanced = selection_negentropy(100 * torch.eye(8))  # each token sure of another expert
-    torch.testing.assert_close(float(balanced), -math.log(8), rtol=1e-6, atol=0)
-    collapsed = 1000 * torch.eye(8)[:1].expand(5, 8)
-    collapsed.requires_grad_()
-    value = selection_negentropy(collapsed)
-    assert value == 0
-    assert torch.autograd.grad(value, collapsed)[0].isfinite().all()
-
-
-def test_regulariser_below_the_smallest_float():
-    # p[1] = e⁻¹⁰⁵ is 0 in float32, yet its gradient p·log p must be neither NaN nor infinite.
-    logits = torch.tensor([[0.0, -105.0, -1.0]], requires_grad=True)
-    value = selection_negentropy(logits)
-    expected = direct_regulariser(logits)
-    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
-    gradient = torch.autograd.grad(value, logits)[0]
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], rtol=1e-5, atol=1e-7)
-
-
 def test_layer_returns_the_regulariser_of_its_logits(monkeypatch):
     layer = make()
     x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
     y, aux = layer(x, return_aux=True)
-    expected = direct_regulariser(x @ layer.expert_sel.T)
+    expected = regulariser(x @ layer.expert_sel.T)
     torch.testing.assert_close(aux, expected)
     torch.testing.assert_close(
         torch.autograd.grad(aux, (x, layer.expert_sel)), torch.autograd.grad(expected, (x, layer.expert_sel))
     )
 
-    def not_asked_for(logits):
+    def not_asked_for(*arguments):
         raise AssertionError("computed without return_aux")
 
     monkeypatch.setattr(module, "selection_negentropy", not_asked_for)

@@ -20,7 +20,7 @@
 
 namespace sysgen {
 
-enum class NoiseStream : uint64_t { attended = 1, hidden = 2, gate = 3 };
+enum class NoiseStream : uint64_t { attended = 1, hidden = 2, gate = 3, experts = 4 };
 
 struct Noise {
   uint64_t seed;

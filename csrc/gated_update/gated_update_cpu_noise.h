@@ -24,6 +24,9 @@ template <class A>
 class RowNoise {
  public:
   static constexpr int L = kLanes<A>;
+  using Integer = decltype(Vector<A>{} < Vector<A>{});
+
+  const bool on;  // is the rate above 0?
 
   RowNoise(const Noise& noise, NoiseStream stream, int64_t width, uint16_t* scratch)
       : on(noise.rate > 0),
@@ -45,11 +48,16 @@ class RowNoise {
     }
   }
 
+  // Lanes that are set: elements of [d, d + L) that are dropped, where the rate is not 0.
+  Integer drops(int64_t d) const {
+    const auto drawn = __builtin_convertvector(load_as<typename BitsOf<L>::type>(bits + d), Integer);
+    return drawn < static_cast<int>(dropped);
+  }
+
   // v times the factors of elements [d, d + L) of the row; what is dropped becomes 0 whatever it was.
   Vector<A> operator()(Vector<A> v, int64_t d) const {
     if (!on) return v;
-    const auto drawn = __builtin_convertvector(load_as<typename BitsOf<L>::type>(bits + d), Integer);
-    return drawn >= static_cast<int>(dropped) ? v * factor : Vector<A>{};
+    return drops(d) ? Vector<A>{} : v * factor;
   }
 
   // Is the row kept, if the matrix has one column?
@@ -58,9 +66,6 @@ class RowNoise {
   }
 
  private:
-  const bool on;
-  using Integer = decltype(Vector<A>{} < Vector<A>{});
-
   const uint64_t key;
   const uint32_t dropped;
 

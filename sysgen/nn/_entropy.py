@@ -18,19 +18,19 @@ class _AllReduceSum(torch.autograd.Function):
         return _AllReduceSum.apply(g.contiguous())
 
 
-def selection_negentropy(logits):
-    """``Σ_e p[e] log p[e]`` of ``p = mean over tokens of softmax(logits)``; logits [..., E] -> scalar, ≤ 0.
+def selection_negentropy(log_sum, num_tokens):
+    """``Σ_e p[e] log p[e]`` of ``p = mean over tokens of softmax(logits)`` -> scalar, ≤ 0. No tokens: 0.
 
-    Computed from log p throughout: p[e] may be smaller than the smallest float. No tokens: 0.
+    ``log_sum`` [E] is the logarithm of the sum over ``num_tokens`` tokens (:func:`sysgen.ops.select_experts`): p[e] may
+    be smaller than the smallest float, its logarithm is not.
 
     With ``torch.distributed`` initialised, p is the mean over the tokens of all processes, which may have different
     numbers of them, and every process gets the same value; so all must call it, and all must differentiate it or
     none. The gradient on each process is that of the sum of this value over the processes, i.e. world size times that
     of the value. Averaged over processes, as DistributedDataParallel and FSDP do, it is that of the value.
     """
-    log_p = logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
-    count = log_p.new_full((1,), log_p.shape[0])
-    log_sum = log_p.logsumexp(0).clamp(min=torch.finfo(log_p.dtype).min)  # finite without tokens
+    count = log_sum.new_full((1,), num_tokens)
+    log_sum = log_sum.clamp(min=torch.finfo(log_sum.dtype).min)  # finite without tokens
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         top = log_sum.detach().clone()
         dist.all_reduce(top, dist.ReduceOp.MAX)

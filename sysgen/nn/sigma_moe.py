@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..ops._activations import ACTIVATIONS
+from ..ops._router_ops import SELECTIONS
 from ._entropy import selection_negentropy
-from ._selection import SELECTIONS, select, selection_logits
+from ._selection import selection_logits
 
 
 class SigmaMoE(nn.Module):
@@ -99,16 +100,24 @@ class SigmaMoE(nn.Module):
             nn.init.zeros_(self.bias)
             nn.init.zeros_(self.o_bias)
 
-    def select(self, x):
-        """The experts int64 [..., k] of each token (−1: none left), their gates [..., k] and all logits [..., E]."""
+    def _logits(self, x):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             given = str(x.dtype).removeprefix("torch.") if isinstance(x, torch.Tensor) else type(x).__name__
             raise TypeError(f"SigmaMoE: x must be a floating-point tensor, got {given}")
         if x.dim() == 0 or x.shape[-1] != self.d_model:
             raise ValueError(f"SigmaMoE: x must have shape [..., {self.d_model}], got {list(x.shape)}")
-        logits = selection_logits(x, self.expert_sel)
+        return selection_logits(x, self.expert_sel)
+
+    def _select(self, logits, return_log_sum=False):
         expert_dropout = self.expert_dropout if self.training else 0
-        return *select(logits, self.k, self.selection, expert_dropout), logits
+        return ops.select_experts(
+            logits, self.k, selection=self.selection, expert_dropout=expert_dropout, return_log_sum=return_log_sum
+        )
+
+    def select(self, x):
+        """The experts int64 [..., k] of each token (−1: none left), their gates [..., k] and all logits [..., E]."""
+        logits = self._logits(x)
+        return *self._select(logits), logits
 
     def forward(self, x, return_aux=False):
         """Returns y [..., d_out], or with ``return_aux`` (y, L).
@@ -117,7 +126,8 @@ class SigmaMoE(nn.Module):
         10⁻⁴). With ``torch.distributed`` initialised it is taken over the tokens of all processes, so it must be asked
         for on all; its gradient is then right where gradients are averaged (DistributedDataParallel, FSDP).
         """
-        experts, gate, logits = self.select(x)
+        logits = self._logits(x)
+        experts, gate, *log_sum = self._select(logits, bool(return_aux))
         if self.training and self.dropout > 0:
             route = ops.route(experts, self.num_experts)
             hidden = ACTIVATIONS[self.activation].forward(ops.cvmm(x, route, self.keys, bias=self.bias))
@@ -126,7 +136,7 @@ class SigmaMoE(nn.Module):
             y = ops.moe_ffn(x, experts, gate, self.keys, self.values, b_up=self.bias, activation=self.activation)
         if self.o_bias is not None:
             y = y + self.o_bias.to(y.dtype)
-        return (y, selection_negentropy(logits)) if return_aux else y
+        return (y, selection_negentropy(*log_sum, logits.numel() // self.num_experts)) if return_aux else y
 
     def extra_repr(self):
         return (

@@ -8,6 +8,7 @@ from .geometric_attention import geometric_attention, geometric_attention_scores
 from .links import allocation, link_read, link_update, retention, usage_update
 from .moe_ffn import moe_ffn
 from .ntm_sequence import ntm_sequence
+from .router import select_experts
 from .routing import Route, route
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "ntm_sequence",
     "retention",
     "route",
+    "select_experts",
     "usage_update",
 ]

@@ -20,6 +20,7 @@ from .dnc import (
 )
 from .geometric_attention import geometric_attention, geometric_attention_scores, geometric_attention_weights
 from .ntm import ntm_sequence
+from .router import select_experts
 from .routing import route
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "ntm_sequence",
     "retention",
     "route",
+    "select_experts",
     "usage_update",
 ]
