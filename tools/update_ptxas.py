@@ -21,7 +21,7 @@ _ARRAY = "(sizeof({}) + 127) / 128 * 128"  # as Smem lays it out
 _ORDER = [_ARRAY.format(a) for a in ("typename P::Values", "typename P::Order", "typename P::A[P::WARPS]")]
 DYNAMIC = {
     "cvmm_fwd_kernel": "sizeof(CvmmFwdShared<P>)",
-    "cvmm_bwd_w_kernel": "sizeof(typename P::Shared)",
+    "cvmm_bwd_w_kernel": "sizeof(CvmmBwdWShared<P>)",
     "geometric_attention_small_fwd_kernel": "sizeof(typename P::Matrix) * P::GROUPS",
     "geometric_attention_small_bwd_kernel": "sizeof(typename P::Matrix) * P::GROUPS * 2",
     "geometric_attention_tiled_fwd_kernel": "sizeof(GeometricTiledFwdShared<P>)",

@@ -46,7 +46,7 @@ int64_t kept_segments(const CvmmBwdWArgs& a) {
 }
 
 template <class P>
-void launch_product(const CvmmBwdWArgs& a, void* stream) {
+void launch_product(const CvmmBwdWArgs& a, void* stream, int64_t max_blocks = kNoLimit) {
   using T = typename P::T;
   if (a.route.num_experts == 0 || a.d == 0 || a.h == 0) return;
   CvmmBwdWKernelArgs<T> k{};
@@ -71,8 +71,8 @@ void launch_product(const CvmmBwdWArgs& a, void* stream) {
 
   const int64_t tiles = int64_t{k.m_tiles} * k.n_tiles;
   const int64_t slots = a.route.num_routes() / k.segment + a.route.num_experts;
-  const LaunchConfig config{dim3(grid_x("cvmm_bwd_w", slots * tiles)), dim3(P::THREADS),
-                            sizeof(typename P::Shared)};
+  const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_bwd_w_kernel", slots * tiles, max_blocks)),
+                            dim3(P::THREADS), sizeof(CvmmBwdWShared<P>)};
   SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
 
   if (const int64_t kept = kept_segments<P>(a)) {

@@ -84,7 +84,7 @@ bool takes_hopper_path(const CvmmFwdArgs& a, const Args& k, void* stream) {
 }
 
 template <class P>
-void launch_product(const CvmmFwdArgs& a, void* stream) {
+void launch_product(const CvmmFwdArgs& a, void* stream, int64_t max_blocks = kNoLimit) {
   using T = typename P::T;
   using W = typename P::W;
   const Scratch scratch = scratch_of<P>(a);
@@ -124,11 +124,10 @@ void launch_product(const CvmmFwdArgs& a, void* stream) {
   }
 
   if (routes > 0 && n_tiles > 0 && (a.out || a.dot)) {
-    const int64_t tiles = routes / P::BM + a.route.num_experts + 1;
-    const LaunchConfig config{dim3(grid_x("cvmm", tiles * n_tiles)), dim3(P::THREADS),
-                              sizeof(CvmmFwdShared<P>)};
-    if (!takes_hopper_path<P>(a, k, stream))
-      SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
+    const int64_t tiles = (routes / P::BM + a.route.num_experts) * n_tiles;
+    const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_fwd_kernel", tiles, max_blocks)),
+                              dim3(P::THREADS), sizeof(CvmmFwdShared<P>)};
+    if (!takes_hopper_path<P>(a, k, stream)) SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
   }
   if (a.out && a.reduce && a.route.num_tokens > 0 && a.h > 0) {
     const int64_t v = 16 / sizeof(Acc<T>);

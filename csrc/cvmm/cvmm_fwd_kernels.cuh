@@ -1,8 +1,9 @@
-// cvmm_fwd on the device: one block computes BM sorted routes of one expert by BN columns, with the rows of x
-// gathered through `order` on the way in. Without `reduce` its rows are scattered to their routes; with it
-// they stay in sorted order, as accumulators, for cvmm_combine_kernel.
+// cvmm_fwd on the device: a tile is BM sorted routes of one expert by BN columns, with the rows of x gathered
+// through `order` on the way in, and a persistent block goes through many of them. Without `reduce` its rows
+// are scattered to their routes; with it they stay in sorted order, as accumulators, for cvmm_combine_kernel.
 #pragma once
 #include "cvmm/cvmm_products.cuh"
+#include "cvmm/cvmm_stream.cuh"
 
 namespace sysgen {
 
@@ -30,46 +31,138 @@ struct CvmmFwdKernelArgs {
 
 // Tiles lie behind each other in the order of the experts: those of expert e begin at tile_base(e). Enough,
 // since floor(a / BM) + floor(n / BM) <= floor((a + n) / BM), and ceil(n / BM) <= floor(n / BM) + 1; a tile
-// that turns out to be empty returns. The dropped routes follow as the rows of expert E. In total there are
-// at most R / BM + E + 1 tiles.
+// may turn out to be empty. In total there are at most R / BM + E tiles.
 template <int BM>
 __device__ __forceinline__ i64 tile_base(const int* offsets, i64 e) {
   return offsets[e] / BM + e;
 }
 
-template <class P>
-union CvmmFwdShared {
-  typename P::Shared tiles;
-  Acc<typename P::T> sums[P::WARPS_N][P::BM];  // of store_dots, when the tiles are done with
+// A block's tile: rows [row0, row0 + rows) in sorted order, all of one expert, by column tile n_tile.
+struct CvmmFwdTile {
+  i64 row0, expert;
+  int rows, n_tile;
+  int steps;  // along d; 0: there is no such tile
 };
 
 template <class P>
-__device__ __forceinline__ void clear_tile(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
-                                           const int (&route)[P::BM], int rows, int n_tile) {
-  const i64 n0 = i64(n_tile) * P::BN;
-  for (int i = threadIdx.x; i < rows * P::BN; i += P::THREADS) {
-    const i64 col = n0 + i % P::BN;
-    if (a.out && col < a.h) a.out[route[i / P::BN] * a.h + col] = from_acc<typename P::T>(0);
+struct alignas(128) CvmmFwdShared {
+  static constexpr int SLOTS = kStreamSlots<P::STAGES>;
+  typename P::Shared stages;
+  Acc<typename P::T> sums[P::WARPS_N][P::BM];  // of store_dots
+  CvmmFwdTile tile[SLOTS];
+  int route[SLOTS][P::BM];   // of the tiles' rows
+  int source[SLOTS][P::BM];  // the rows of x that they read
+};
+
+// Which tiles a block works on: every gridDim.x-th of a list that goes through the experts in order. Within
+// an expert, groups of GROUP row tiles share a column tile of the weights before the next one comes, so that
+// what the resident blocks read at a time fits into L2.
+template <class P>
+struct CvmmFwdTiles {
+  static constexpr int GROUP = 8;
+  const CvmmFwdKernelArgs<typename P::T, typename P::W>& a;
+  CvmmFwdShared<P>& shared;
+  i64 index, expert;
+  int route;  // of row threadIdx.x of the tile that was found last
+
+  __device__ __forceinline__ CvmmFwdTiles(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a_,
+                                          CvmmFwdShared<P>& shared_)
+      : a(a_), shared(shared_), index(blockIdx.x), expert(0), route(0) {}
+
+  // In the list, tiles of the same rows count n_tiles times.
+  __device__ __forceinline__ i64 begin(i64 e) const { return tile_base<P::BM>(a.offsets, e) * a.n_tiles; }
+
+  __device__ __forceinline__ void find(int slot) {
+    CvmmFwdTile tile{};
+    const i64 end = begin(a.num_experts);
+#pragma unroll 1
+    for (; tile.rows <= 0 && index < end; index += gridDim.x) {
+      const i64 from = expert;
+      expert += warp_search(a.num_experts - from, [&](i64 e) { return begin(from + e); }, index);
+      const i64 first = tile_base<P::BM>(a.offsets, expert),
+                m_tiles = tile_base<P::BM>(a.offsets, expert + 1) - first, i = index - first * a.n_tiles;
+      const i64 group = i / (GROUP * a.n_tiles) * GROUP;
+      const int height = m_tiles - group < GROUP ? m_tiles - group : GROUP;
+      const int rest = i - group * a.n_tiles;
+      tile.n_tile = rest / height;
+      tile.row0 = a.offsets[expert] + (group + rest % height) * P::BM;
+      const i64 left = a.offsets[expert + 1] - tile.row0;
+      tile.rows = left < P::BM ? left : P::BM;
+    }
+    if (tile.rows > 0) {
+      tile.expert = expert;
+      tile.steps = a.d > P::BK ? (a.d + P::BK - 1) / P::BK : 1;
+      if (int(threadIdx.x) < tile.rows) route = a.order[tile.row0 + threadIdx.x];
+    }
+    if (threadIdx.x == 0) shared.tile[slot] = tile;
   }
-  if (a.dot)
-    for (int i = threadIdx.x; i < rows; i += P::THREADS) a.dot[route[i]] = 0;
+  __device__ __forceinline__ void publish(int slot) {
+    static_assert(P::THREADS >= P::BM, "a thread holds one row's route");
+    if (threadIdx.x >= P::BM) return;
+    shared.route[slot][threadIdx.x] = route;
+    shared.source[slot][threadIdx.x] = route / a.x.divisor;
+  }
+};
+
+// The dropped routes, which follow behind the last expert's.
+template <class T, class W>
+__device__ __forceinline__ void clear_dropped(const CvmmFwdKernelArgs<T, W>& a) {
+  const int warps = blockDim.x / 32;
+  for (i64 i = a.offsets[a.num_experts] + blockIdx.x * i64(warps) + warp_id(); i < a.num_routes;
+       i += gridDim.x * i64(warps)) {
+    const i64 r = a.order[i];
+    for (i64 col = lane_id(); a.out && col < a.h; col += 32) a.out[r * a.h + col] = from_acc<T>(0);
+    if (a.dot && lane_id() == 0) a.dot[r] = 0;
+  }
+}
+
+// Step `step` of a tile, into its stage.
+template <class P>
+__device__ __forceinline__ void load_step(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
+                                          CvmmFwdShared<P>& shared, int stage, int slot, int step) {
+  const CvmmFwdTile& tile = shared.tile[slot];
+  const i64 k0 = i64(step) * P::BK, n0 = i64(tile.n_tile) * P::BN;
+  const auto x_row = [&](int m, bool& valid) {
+    valid = m < tile.rows;
+    return a.x.data + (valid ? shared.source[slot][m] * a.x.stride : 0);
+  };
+  auto& to_a = shared.stages.a[stage];
+  if constexpr (P::A_KM) {
+    load_transposed<P::THREADS, P::BM>(to_a, k0, a.d, x_row, P::place_a);
+  } else {
+    load_rows<P::THREADS, P::BK>(to_a, k0, a.d, a.x.vec, x_row, P::place_a);
+  }
+  const typename P::W* w = a.w + tile.expert * a.w_stride_e;
+  const auto w_row = [&](i64 first, i64 count) {
+    return [&a, w, first, count](int i, bool& valid) {
+      valid = first + i < count;
+      return w + (valid ? (first + i) * a.w_stride_row : 0);
+    };
+  };
+  auto& to_b = shared.stages.b[stage];
+  if (P::TRANSPOSES_W ? a.w_kn : P::B_KN) {
+    if constexpr (P::B_KN) load_rows<P::THREADS, P::BN>(to_b, n0, a.h, a.w_vec, w_row(k0, a.d), P::place_b);
+  } else if constexpr (P::TRANSPOSES_W) {
+    load_transposed<P::THREADS, P::BN>(to_b, k0, a.d, w_row(n0, a.h), P::place_b);
+  } else if constexpr (!P::B_KN) {
+    load_rows<P::THREADS, P::BK>(to_b, k0, a.d, a.w_vec, w_row(n0, a.h), P::place_b);
+  }
 }
 
 // dot[r] = sum_j u[r, j] * other[src(r), j] over the columns of this tile: within a thread, within its quad,
 // over the warps; always in this order.
 template <class P>
 __device__ __forceinline__ void store_dots(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
-                                           const P& product, const int (&route)[P::BM],
-                                           Acc<typename P::T> (&sums)[P::WARPS_N][P::BM], i64 row0, int rows,
-                                           int n_tile) {
+                                           const P& product, CvmmFwdShared<P>& shared, int slot) {
   using T = typename P::T;
-  const i64 n0 = i64(n_tile) * P::BN;
-  __syncthreads();  // everybody is done with the tiles, whose memory holds the sums
+  const CvmmFwdTile& tile = shared.tile[slot];
+  const auto& route = shared.route[slot];
+  const i64 n0 = i64(tile.n_tile) * P::BN;
 #pragma unroll
   for (int i = 0; i < P::ROWS; ++i) {
     const int m = product.row(i);
     Acc<T> sum = 0;
-    if (m < rows) {
+    if (m < tile.rows) {
       const T* other = a.other.data + route[m] / a.other.divisor * a.other.stride + n0;
 #pragma unroll
       for (int j = 0; j < P::RUNS; ++j)
@@ -81,84 +174,31 @@ __device__ __forceinline__ void store_dots(const CvmmFwdKernelArgs<typename P::T
     }
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane_id() % 4 == 0) sums[product.warp_n / (P::BN / P::WARPS_N)][m] = sum;
+    if (lane_id() % 4 == 0) store_shared(shared.sums[product.warp_n / (P::BN / P::WARPS_N)][m], sum);
   }
   __syncthreads();
-  for (int m = threadIdx.x; m < rows; m += P::THREADS) {
-    Acc<T> sum = sums[0][m];
+  for (int m = threadIdx.x; m < tile.rows; m += P::THREADS) {
+    Acc<T> sum = load_shared(shared.sums[0][m]);
 #pragma unroll
-    for (int w = 1; w < P::WARPS_N; ++w) sum += sums[w][m];
+    for (int w = 1; w < P::WARPS_N; ++w) sum += load_shared(shared.sums[w][m]);
     if (a.dot) {
       a.dot[route[m]] = sum;
     } else {
-      a.dot_tiles[n_tile * a.num_routes + row0 + m] = sum;
+      a.dot_tiles[tile.n_tile * a.num_routes + tile.row0 + m] = sum;
     }
   }
+  // The sums are free for the next tile once this one is over: a tile has a step, and a step a barrier.
 }
 
+// Everything behind the product.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
-    cvmm_fwd_kernel(const CvmmFwdKernelArgs<typename P::T, typename P::W> a) {
+__device__ __forceinline__ void finish_tile(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
+                                            P& product, CvmmFwdShared<P>& shared, int slot) {
   using T = typename P::T;
-  using W = typename P::W;
-  SYSGEN_SHARED(int, route, [P::BM]);   // of the tile's rows
-  SYSGEN_SHARED(i64, source, [P::BM]);  // where their rows of x begin
-  Smem smem;
-  auto& memory = smem.array<CvmmFwdShared<P>>();
-  auto& shared = memory.tiles;
-
-  const i64 tile = blockIdx.x / a.n_tiles;
-  const int n_tile = blockIdx.x % a.n_tiles;
-  const i64 n0 = i64(n_tile) * P::BN;
-  const i64 e = warp_search(a.num_experts + 1, [&](i64 i) { return tile_base<P::BM>(a.offsets, i); }, tile);
-  const i64 row0 = a.offsets[e] + (tile - tile_base<P::BM>(a.offsets, e)) * P::BM;
-  const i64 left = (e < a.num_experts ? a.offsets[e + 1] : a.num_routes) - row0;
-  if (left <= 0) return;
-  const int rows = left < P::BM ? left : P::BM;
-  for (int m = threadIdx.x; m < rows; m += P::THREADS) {
-    route[m] = a.order[row0 + m];
-    source[m] = route[m] / a.x.divisor * a.x.stride;
-  }
-  __syncthreads();
-  if (e == a.num_experts) return clear_tile<P>(a, route, rows, n_tile);
-
-  const W* w = a.w + e * a.w_stride_e;
-  const auto load = [&](int stage, int step) {
-    const i64 k0 = i64(step) * P::BK;
-    const auto x_row = [&](int m, bool& valid) {
-      valid = m < rows;
-      return a.x.data + (valid ? source[m] : 0);
-    };
-    if constexpr (P::A_KM) {
-      load_transposed<P::THREADS, P::BM>(shared.a[stage], k0, a.d, x_row);
-    } else {
-      load_rows<P::THREADS, P::BK>(shared.a[stage], k0, a.d, a.x.vec, x_row,
-                                   [](int, int col) { return col; });
-    }
-    const auto w_row = [&](i64 first, i64 count) {
-      return [&a, w, first, count](int i, bool& valid) {
-        valid = first + i < count;
-        return w + (valid ? (first + i) * a.w_stride_row : 0);
-      };
-    };
-    if (P::TRANSPOSES_W ? a.w_kn : P::B_KN) {
-      if constexpr (P::B_KN)
-        load_rows<P::THREADS, P::BN>(shared.b[stage], n0, a.h, a.w_vec, w_row(k0, a.d), P::place_b);
-    } else if constexpr (P::TRANSPOSES_W) {
-      load_transposed<P::THREADS, P::BN>(shared.b[stage], k0, a.d, w_row(n0, a.h));
-    } else if constexpr (!P::B_KN) {
-      load_rows<P::THREADS, P::BK>(shared.b[stage], k0, a.d, a.w_vec, w_row(n0, a.h), P::place_b);
-    }
-  };
-
-  P product;
-  const bool active = product.warp_m < rows && n0 + product.warp_n < a.h;
-  pipeline<P::STAGES>(int((a.d + P::BK - 1) / P::BK), load, [&](int stage) {
-    if (active) product.multiply(shared, stage, nullptr);
-  });
-
+  const CvmmFwdTile& tile = shared.tile[slot];
+  const i64 n0 = i64(tile.n_tile) * P::BN;
   if (a.bias) {
-    const Acc<T>* bias = a.bias + e * a.h + n0;
+    const Acc<T>* bias = a.bias + tile.expert * a.h + n0;
 #pragma unroll
     for (int j = 0; j < P::RUNS; ++j)
 #pragma unroll
@@ -169,12 +209,12 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
         for (int i = 0; i < P::ROWS; ++i) product.at(i, j, l) += b;
       }
   }
-  if (a.dot || a.dot_tiles) store_dots(a, product, route, memory.sums, row0, rows, n_tile);
+  if (a.dot || a.dot_tiles) store_dots(a, product, shared, slot);
   if (!a.out && !a.sorted) return;
 #pragma unroll
   for (int i = 0; i < P::ROWS; ++i) {
     const int m = product.row(i);
-    const int r = m < rows ? route[m] : -1;
+    const int r = m < tile.rows ? shared.route[slot][m] : -1;
     const Acc<T> gate = a.gate && r >= 0 ? a.gate[r] : 1;
 #pragma unroll
     for (int j = 0; j < P::RUNS; ++j)
@@ -187,9 +227,31 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     if (a.out) {
       store_row<T>(product, i, r >= 0 ? a.out + r * a.h : nullptr, n0, a.h, a.vec_out);
     } else {
-      store_row<Acc<T>>(product, i, r >= 0 ? a.sorted + (row0 + m) * a.h : nullptr, n0, a.h, a.vec_out);
+      store_row<Acc<T>>(product, i, r >= 0 ? a.sorted + (tile.row0 + m) * a.h : nullptr, n0, a.h, a.vec_out);
     }
   }
+}
+
+template <class P>
+__global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
+    cvmm_fwd_kernel(const CvmmFwdKernelArgs<typename P::T, typename P::W> a) {
+  Smem smem;
+  auto& shared = smem.array<CvmmFwdShared<P>>();
+  clear_dropped(a);
+  CvmmFwdTiles<P> tiles(a, shared);
+  P product;
+  stream_tiles<P::STAGES>([&](int slot) { tiles.find(slot); }, [&](int slot) { tiles.publish(slot); },
+                          [&](int slot) { return shared.tile[slot].steps; },
+                          [&](int stage, int slot, int step) { load_step(a, shared, stage, slot, step); },
+                          [&](int stage, int slot) {
+                            const CvmmFwdTile& tile = shared.tile[slot];
+                            if (product.warp_m < tile.rows && i64(tile.n_tile) * P::BN + product.warp_n < a.h)
+                              product.multiply(shared.stages, stage, nullptr);
+                          },
+                          [&](int slot) {
+                            finish_tile(a, product, shared, slot);
+                            product = P();
+                          });
 }
 
 // ---- after it

@@ -21,6 +21,15 @@ inline unsigned grid_x(const char* op, int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+// The grid of a persistent kernel: as many blocks as the machine holds at once, fewer if there are fewer
+// tiles. Results do not depend on it. `limit` is for tests.
+inline constexpr int64_t kNoLimit = kMaxGridX;
+template <class P>
+unsigned persistent_blocks(const char* kernel, int64_t tiles, int64_t limit) {
+  const int64_t resident = std::min<int64_t>(limit, int64_t{P::MIN_BLOCKS} * num_multiprocessors(kernel));
+  return static_cast<unsigned>(std::clamp<int64_t>(tiles, 1, resident));
+}
+
 // The widest copy (16, 8 or 4 bytes, else 1) whose width divides the address and all the byte distances.
 inline int copy_width(const void* data, std::initializer_list<int64_t> bytes) {
   uint64_t all = reinterpret_cast<uintptr_t>(data) | 16;
@@ -32,7 +41,8 @@ inline int copy_width(const void* data, std::initializer_list<int64_t> bytes) {
 template <class T>
 RowOperand<T> row_operand(const Rows& rows, int64_t k, int64_t width) {
   const int64_t size = sizeof(T);
-  return {static_cast<const T*>(rows.data), rows.stride, rows.routed ? 1 : static_cast<int>(k),
+  return {static_cast<const T*>(rows.data), rows.stride,
+          rows.routed ? 1 : static_cast<int>(std::max<int64_t>(k, 1)),
           copy_width(rows.data, {rows.stride * size, width * size})};
 }
 

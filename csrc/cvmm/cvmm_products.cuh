@@ -6,8 +6,9 @@
 //   Tf32Product  mma m16n8k8 of float32 rounded to tf32, or split into two tf32 parts (X3)
 //   SimtProduct  float32 and float64 as IEEE has them
 //
-// Tiles are [M][K] or [K][M] (A_KM) and [N][K] or [K][N] (B_KN) with a pitch that keeps the reads free of
-// bank conflicts. Zero-filled padding is only ever multiplied with zero-filled padding, so nothing leaks
+// Tiles are [M][K] or [K][M] (A_KM) and [N][K] or [K][N] (B_KN). Element (row, col) of one lies at column
+// place_a(row, col) or place_b(row, col) of its row, which keeps copies and reads free of bank conflicts.
+// Zero-filled padding is only ever multiplied with zero-filled padding, so nothing leaks
 // through it.
 #pragma once
 #include "cvmm/cvmm_tiles.cuh"
@@ -50,15 +51,18 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
   using W = W_;
   static constexpr int BK = 32, STAGES = STAGES_, MIN_BLOCKS = MIN_BLOCKS_;
   static constexpr bool A_KM = A_KM_, B_KN = B_KN_, TRANSPOSES_W = false, CONVERTS = sizeof(W) == 4;
-  static constexpr int PAD = 8, B_PAD = CONVERTS ? 0 : 8;
+  // Long rows are padded; of short ones a copy writes two at once, which no padding keeps apart.
+  static constexpr int A_PAD = A_KM ? 8 : 0, B_PAD = B_KN && !CONVERTS ? 8 : 0;
   struct Shared {
-    T a[STAGES][A_KM ? BK : BM][(A_KM ? BM : BK) + PAD];
+    T a[STAGES][A_KM ? BK : BM][(A_KM ? BM : BK) + A_PAD];
     W b[STAGES][B_KN ? BK : BN][(B_KN ? BN : BK) + B_PAD];
   };
-  // float32 tiles have no room for padding: 32-byte groups of a row change places instead.
+  static __device__ __forceinline__ int place_a(int row, int col) {
+    return A_KM ? col : swizzled<T, BK>(row, col);
+  }
   static __device__ __forceinline__ int place_b(int row, int col) {
-    if constexpr (!CONVERTS) return col;
-    return col ^ (B_KN ? (row >> 1 & 3) << 3 : (row & 3) << 3);
+    if constexpr (!CONVERTS) return B_KN ? col : swizzled<T, BK>(row, col);
+    return col ^ (B_KN ? (row >> 1 & 3) << 3 : (row & 3) << 3);  // groups of 32 bytes, as load_b reads them
   }
 
   // acc += A . diag(gates) . B, gates [BK] or null
@@ -71,15 +75,18 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
       for (int i = 0; i < Base::MT; ++i) {
         const int m = this->warp_m + i * 16;
         if constexpr (A_KM) {
-          ldmatrix_x4_trans(a[i], &s.a[stage][k + lane % 8 + lane / 16 * 8][m + lane / 8 % 2 * 8]);
+          const int row = k + lane % 8 + lane / 16 * 8;
+          ldmatrix_x4_trans(a[i], &s.a[stage][row][place_a(row, m + lane / 8 % 2 * 8)]);
         } else {
-          ldmatrix_x4(a[i], &s.a[stage][m + lane % 16][k + lane / 16 * 8]);
+          const int row = m + lane % 16;
+          ldmatrix_x4(a[i], &s.a[stage][row][place_a(row, k ^ lane / 16 * 8)]);
         }
       }
       load_b(s, stage, k, b);
       if (gates) {
         const int q = k + lane % 4 * 2;
-        const float g[4] = {gates[q], gates[q + 1], gates[q + 8], gates[q + 9]};
+        const float g[4] = {load_shared(gates[q]), load_shared(gates[q + 1]), load_shared(gates[q + 8]),
+                            load_shared(gates[q + 9])};
 #pragma unroll
         for (int j = 0; j < Base::NT; ++j)
 #pragma unroll
@@ -107,9 +114,11 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
         for (int l = 0; l < 2; ++l) {
           const int n = this->warp_n + j * 8 + lane / 4, kk = q + 8 * l;
           if constexpr (B_KN) {
-            b[j][l] = pack2<T>(s.b[stage][kk][place_b(kk, n)], s.b[stage][kk + 1][place_b(kk + 1, n)]);
+            b[j][l] = pack2<T>(load_shared(s.b[stage][kk][place_b(kk, n)]),
+                               load_shared(s.b[stage][kk + 1][place_b(kk + 1, n)]));
           } else {
-            const auto& pair = *reinterpret_cast<const Vec<float, 2>*>(&s.b[stage][n][place_b(n, kk)]);
+            const auto pair =
+                load_shared(*reinterpret_cast<const Vec<float, 2>*>(&s.b[stage][n][place_b(n, kk)]));
             b[j][l] = pack2<T>(pair.v[0], pair.v[1]);
           }
         }
@@ -119,9 +128,11 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
         const int n = this->warp_n + j * 8;
         u32 r[4];
         if constexpr (B_KN) {
-          ldmatrix_x4_trans(r, &s.b[stage][k + lane % 16][n + lane / 16 * 8]);
+          const int row = k + lane % 16;
+          ldmatrix_x4_trans(r, &s.b[stage][row][place_b(row, n + lane / 16 * 8)]);
         } else {
-          ldmatrix_x4(r, &s.b[stage][n + lane / 16 * 8 + lane % 8][k + lane / 8 % 2 * 8]);
+          const int row = n + lane / 16 * 8 + lane % 8;
+          ldmatrix_x4(r, &s.b[stage][row][place_b(row, k ^ lane / 8 % 2 * 8)]);
         }
         b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
       }
@@ -136,11 +147,21 @@ struct Tf32Product : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
   using W = float;
   static constexpr int BK = 16, STAGES = STAGES_, MIN_BLOCKS = MIN_BLOCKS_;
   static constexpr bool A_KM = A_KM_, B_KN = true, TRANSPOSES_W = true;
+  // Rows of B are padded where a copy writes along them; where it also writes across them (load_transposed),
+  // chunks change places.
+  static constexpr int PAD = A_KM ? 8 : 0;
   struct Shared {
-    float a[STAGES][A_KM ? BK : BM][A_KM ? BM + 8 : BK + 4];
-    float b[STAGES][BK][BN + 8];
+    float a[STAGES][A_KM ? BK : BM][(A_KM ? BM : BK) + PAD];
+    float b[STAGES][BK][BN + PAD];
   };
-  static __device__ __forceinline__ int place_b(int, int col) { return col; }
+  static __device__ __forceinline__ int place_a(int row, int col) {
+    return A_KM ? col : swizzled<float, BK>(row, col);
+  }
+  // 8 rows exchange the chunks of 128 bytes in 8 ways, 4 rows in those of 2 chunks at a time: a copy writes 8
+  // rows of 4 elements, a fragment has 4 rows of 8.
+  static __device__ __forceinline__ int place_b(int row, int col) {
+    return A_KM ? col : col ^ ((row & 3) << 3 | (row & 4));
+  }
 
   __device__ __forceinline__ void multiply(const Shared& s, int stage, const float* gates) {
     const int lane = this->lane;
@@ -152,8 +173,8 @@ struct Tf32Product : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
 #pragma unroll
         for (int l = 0; l < 4; ++l) {
           const int m = this->warp_m + i * 16 + l % 2 * 8 + lane / 4, kk = k + l / 2 * 4 + lane % 4;
-          split(A_KM ? s.a[stage][A_KM ? kk : 0][A_KM ? m : 0] : s.a[stage][A_KM ? 0 : m][A_KM ? 0 : kk],
-                a[i][l], a_low[i][l]);
+          const int row = A_KM ? kk : m, col = A_KM ? m : kk;
+          split(load_shared(s.a[stage][row][place_a(row, col)]), a[i][l], a_low[i][l]);
         }
 #pragma unroll
       for (int j = 0; j < Base::NT; ++j) {
@@ -161,8 +182,8 @@ struct Tf32Product : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
 #pragma unroll
         for (int l = 0; l < 2; ++l) {
           const int kk = k + l * 4 + lane % 4;
-          const float v = s.b[stage][kk][this->warp_n + j * 8 + lane / 4];
-          split(gates ? v * gates[kk] : v, b[l], b_low[l]);
+          const float v = load_shared(s.b[stage][kk][place_b(kk, this->warp_n + j * 8 + lane / 4)]);
+          split(gates ? v * load_shared(gates[kk]) : v, b[l], b_low[l]);
         }
 #pragma unroll
         for (int i = 0; i < Base::MT; ++i) {
@@ -202,6 +223,7 @@ struct SimtProduct {
     T a[STAGES][BK][BM + V];
     T b[STAGES][BK][BN + V];
   };
+  static __device__ __forceinline__ int place_a(int, int col) { return col; }
   static __device__ __forceinline__ int place_b(int, int col) { return col; }
 
   int warp_m, warp_n, lane;
@@ -225,11 +247,11 @@ struct SimtProduct {
     for (int k = 0; k < BK; ++k) {
       Vec<T, V> a[MI], b[NJ];
 #pragma unroll
-      for (int i = 0; i < MI; ++i) a[i] = *reinterpret_cast<const Vec<T, V>*>(&s.a[stage][k][row(i * V)]);
+      for (int i = 0; i < MI; ++i) a[i] = load_chunk(s.a[stage][k][place_a(k, row(i * V))]);
 #pragma unroll
-      for (int j = 0; j < NJ; ++j) b[j] = *reinterpret_cast<const Vec<T, V>*>(&s.b[stage][k][col(j)]);
+      for (int j = 0; j < NJ; ++j) b[j] = load_chunk(s.b[stage][k][place_b(k, col(j))]);
       if (gates) {
-        const T g = gates[k];
+        const T g = load_shared(gates[k]);
 #pragma unroll
         for (int j = 0; j < NJ; ++j)
 #pragma unroll
@@ -242,6 +264,11 @@ struct SimtProduct {
 #pragma unroll
           for (int l = 0; l < V; ++l) acc[i][j][l] += a[i / V].v[i % V] * b[j].v[l];
     }
+  }
+
+ private:
+  static __device__ __forceinline__ Vec<T, V> load_chunk(const T& first) {
+    return load_shared(*reinterpret_cast<const Vec<T, V>*>(&first));
   }
 };
 

@@ -64,6 +64,15 @@ __device__ __forceinline__ i64 warp_search(i64 n, Key key, i64 target) {
 }
 
 // ---- global to shared memory
+// Where element (row, col) of a tile lies in its row of COLS elements: 16-byte chunks change places, so that
+// 8 rows of one chunk lie in different banks, and so do 8 chunks behind each other.
+template <class T, int COLS>
+__device__ __forceinline__ int swizzled(int row, int col) {
+  constexpr int N = 16 / sizeof(T), CHUNKS = COLS / N, LINE = CHUNKS < 8 ? 8 / CHUNKS : 1;
+  static_assert(CHUNKS >= 2 && (CHUNKS & (CHUNKS - 1)) == 0, "a row is a power of two of 16-byte chunks");
+  return col ^ (row / LINE & (8 / LINE - 1)) * N;
+}
+
 // One 16-byte chunk: its first n elements from src, zeros for the rest. n and both addresses are multiples of
 // `vec` bytes, which is less than 16.
 template <class T>
@@ -100,7 +109,7 @@ __device__ __forceinline__ void load_rows(T (&tile)[ROWS][PITCH], i64 c0, i64 co
   };
   constexpr int COUNT = ROWS * CHUNKS / THREADS;
   if (vec == 16) {
-#pragma unroll
+#pragma unroll 1  // addresses of several copies would not fit beside the accumulators
     for (int i = 0; i < COUNT; ++i) {
       const Chunk c = chunk(i);
       cp_async<16>(c.dst, c.src, c.count > 0);
@@ -114,9 +123,10 @@ __device__ __forceinline__ void load_rows(T (&tile)[ROWS][PITCH], i64 c0, i64 co
   }
 }
 
-// tile[col][row] = the same, element by element.
-template <int THREADS, int ROWS, class T, int COLS, int PITCH, class Source>
-__device__ __forceinline__ void load_transposed(T (&tile)[COLS][PITCH], i64 c0, i64 columns, Source source) {
+// tile[col][place(col, row)] = the same, element by element.
+template <int THREADS, int ROWS, class T, int COLS, int PITCH, class Source, class Place>
+__device__ __forceinline__ void load_transposed(T (&tile)[COLS][PITCH], i64 c0, i64 columns, Source source,
+                                                Place place) {
   static_assert(COLS % 8 == 0 && ROWS * COLS % THREADS == 0, "a warp copies 4 rows of 8 elements");
 #pragma unroll 2  // more would keep more addresses than there are registers
   for (int i = 0; i < ROWS * COLS / THREADS; ++i) {
@@ -124,7 +134,7 @@ __device__ __forceinline__ void load_transposed(T (&tile)[COLS][PITCH], i64 c0, 
     const int row = index / 8 % ROWS, col = index % 8 + index / (8 * ROWS) * 8;
     bool valid;
     const T* src = source(row, valid);
-    cp_async<sizeof(T)>(&tile[col][row], src + c0 + col, valid && c0 + col < columns);
+    cp_async<sizeof(T)>(&tile[col][place(col, row)], src + c0 + col, valid && c0 + col < columns);
   }
 }
 

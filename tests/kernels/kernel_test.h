@@ -28,10 +28,12 @@ class Buffer {
   Buffer(DType dtype, int64_t count, int64_t offset = 0)
       : dtype_(dtype), count_(count), bytes_(std::malloc((offset + count) * size_of(dtype)), std::free) {
     data_ = static_cast<char*>(bytes_.get()) + offset * size_of(dtype);
-    std::memset(data_, 0xff, count * size_of(dtype));
+    poison();
   }
   void* data() const { return data_; }
   int64_t count() const { return count_; }
+  void poison() const { std::memset(data_, 0xff, count_ * size_of(dtype_)); }
+  std::string bits() const { return {static_cast<const char*>(data_), size_t(count_ * size_of(dtype_))}; }
   DType dtype() const { return dtype_; }
   double get(int64_t i) const {
     switch (dtype_) {
@@ -186,6 +188,40 @@ class Comparison {
   double worst_ = 0;
   int64_t wrong_ = 0;
 };
+
+// Launches with other grids: the outputs must have the same bits as they have now.
+template <class Launch>
+void expect_same_bits_for_any_grid(const std::string& what, std::initializer_list<const Buffer*> outputs,
+                                   Launch launch) {
+  std::vector<std::string> expected;
+  for (const Buffer* b : outputs) expected.push_back(b->bits());
+  for (int64_t max_blocks : {1, 5}) {
+    for (const Buffer* b : outputs) b->poison();
+    launch(max_blocks);
+    ++cases;
+    auto e = expected.begin();
+    for (const Buffer* b : outputs)
+      if (b->bits() != *e++) {
+        ++failures;
+        std::printf("FAILED %s: other bits with %lld blocks\n", what.c_str(),
+                    static_cast<long long>(max_blocks));
+      }
+  }
+}
+
+// Fails unless what was launched since the counters were set to zero used shared memory without bank
+// conflicts.
+inline void expect_no_bank_conflicts(const std::string& what) {
+  const emulator::Counters& c = emulator::counters;
+  ++cases;
+  if (c.shared_phases > 0 && c.shared_conflicts == 0 && c.ldmatrix_conflicts == 0) return;
+  ++failures;
+  std::printf("FAILED %s: %llu bank conflicts in %llu accesses, %llu in %llu of ldmatrix\n", what.c_str(),
+              static_cast<unsigned long long>(c.shared_conflicts),
+              static_cast<unsigned long long>(c.shared_phases),
+              static_cast<unsigned long long>(c.ldmatrix_conflicts),
+              static_cast<unsigned long long>(c.ldmatrix_phases));
+}
 
 inline int finish(const char* name) {
   std::printf("%s: %d cases, %d failed\n", name, cases, failures);
