@@ -43,7 +43,7 @@ def planted(kind):
 
 
 RIGHT = ["product_f32", "product_bf16", "row_scan", "histogram_offsets"]
-RIGHT += ["persistent_smooth", "warp_transpose", "paired_warps", "mixed"]
+RIGHT += ["persistent_smooth", "warp_transpose", "paired_warps", "mixed", "ring_product"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,8 +71,9 @@ def test_right_kernels_run_after_wrong_ones(kind):
 WRONG = "-- wrong"
 RACE = r"ThreadSanitizer: data race .*planted_kernels.cuh:\d+"
 COPY_RACE = r"ThreadSanitizer: data race .*(planted_kernels.cuh|memory.h|tensor_core.h):\d+"
+RING_RACE = r"ThreadSanitizer: data race .*hopper.h:\d+"
 POISON = r"use-after-poison .*planted_kernels.cuh:\d+"
-AT = r".* at tests/emulator/planted_kernels.cuh:\d+, block \(\d,\d,0\) thread \(\d+,0,0\)"
+AT = r".* at tests/emulator/planted_(?:kernels|hopper).cuh:\d+, block \(\d,\d,0\) thread \(\d+,0,0\)"
 
 
 def error(text):
@@ -128,6 +129,22 @@ BUGS = {
     "mixed/misaligned_load": {"asan": r"planted_kernels.cuh:\d+:\d+: runtime error: load of misaligned address"},
     "mixed/index_overflow": {"asan": r"planted_kernels.cuh:\d+:\d+: runtime error: signed integer overflow"},
     "mixed/two_barriers": dict.fromkeys(KINDS, error("threads of one block meet at different barriers")),
+    "ring_product/released_too_early": {"tsan": RING_RACE},
+    "ring_product/full_stage_overwritten": {
+        "plain": error("an operand in shared memory changed before wgmma_wait; the wgmma is"),
+        "asan": "use-after-poison",
+        "tsan": error("an operand in shared memory changed before wgmma_wait; the wgmma is"),
+    },
+    "ring_product/one_lane_waits": {"tsan": RING_RACE},
+    "ring_product/no_proxy_fence": dict.fromkeys(KINDS, error("nobody has called fence_proxy_async in between")),
+    "ring_product/no_wgmma_fence": dict.fromkeys(KINDS, error("without a wgmma_fence since the last wgmma_commit")),
+    "ring_product/wrong_k_step": dict.fromkeys(KINDS, WRONG),
+    "ring_product/too_few_bytes": dict.fromkeys(KINDS, DEADLOCK),
+    "ring_product/arrival_not_counted": dict.fromkeys(KINDS, "-- error|use-after-poison"),
+    "ring_product/wgmma_not_waited_for": dict.fromkeys(KINDS, error("ended before its wgmma was waited for")),
+    "ring_product/divergent_wgmma": dict.fromkeys(KINDS, DEADLOCK),
+    "ring_product/barriers_not_published": {"tsan": RING_RACE},
+    "ring_product/not_swizzled": dict.fromkeys(KINDS, WRONG),
 }
 
 
@@ -146,11 +163,12 @@ def test_planted_bug_is_caught(bug, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_misuse_is_refused_and_work_is_counted(kind):
+@pytest.mark.parametrize(("program", "checks"), [("reports", 60), ("reports_hopper", 20)])
+def test_misuse_is_refused_and_work_is_counted(program, checks, kind):
     build("emulator_programs")
-    status, output = run(f"reports_{kind}")
+    status, output = run(f"{program}_{kind}")
     assert status == 0 and output.endswith("\n0 failed\n"), output
-    assert len(re.findall(r"^ok ", output, re.M)) > 60
+    assert len(re.findall(r"^ok ", output, re.M)) > checks
 
 
 @pytest.mark.parametrize("kind", KINDS)

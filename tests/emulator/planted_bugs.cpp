@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "device/launch.h"
+#include "device/tensor_map.h"
+#include "planted_hopper.cuh"
 #include "planted_kernels.cuh"
 
 namespace {
@@ -162,6 +164,30 @@ bool run_mixed() {
   return true;
 }
 
+template <Bug BUG>
+bool run_ring_product() {
+  constexpr int M = 64, N = 64, K = 328, X_ROWS = 30;
+  const auto halves = [](size_t n) {
+    std::vector<f16> v;
+    for (size_t i = 0; i < n; ++i) v.push_back(from_float<f16>(static_cast<float>(random_below(9) - 4)));
+    return v;
+  };
+  const std::vector<f16> x = halves(X_ROWS * K), w = halves(K * N);
+  std::vector<int> gather(M);
+  for (int& g : gather) g = random_below(X_ROWS);
+  std::vector<float> out(M * N, kNan);
+  RingArgs a{{}, x.data(), gather.data(), out.data(), K};
+  if (!encode_tensor_map(a.w, {w.data(), N, K, 1, N * 2, K * N * 2, 64})) return false;
+  SYSGEN_LAUNCH(ring_product<BUG>, (LaunchConfig{1, Ring::THREADS, Ring::SHARED}), nullptr, a);
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      float sum = 0;
+      for (int k = 0; k < K; ++k) sum += to_float(x[gather[m] * K + k]) * to_float(w[k * N + n]);
+      if (out[m * N + n] != sum) return false;
+    }
+  return true;
+}
+
 // ---- the list of cases
 
 struct Case {
@@ -179,6 +205,7 @@ constexpr Case kCases[] = {
     RIGHT(warp_transpose),
     RIGHT(paired_warps),
     RIGHT(mixed),
+    RIGHT(ring_product),
     WRONG(product_f32, shared_overrun),
     WRONG(product_f32, inner_index),
     WRONG(product_f32, misaligned_copy),
@@ -215,8 +242,20 @@ constexpr Case kCases[] = {
     WRONG(mixed, misaligned_load),
     WRONG(mixed, index_overflow),
     WRONG(mixed, two_barriers),
+    WRONG(ring_product, released_too_early),
+    WRONG(ring_product, full_stage_overwritten),
+    WRONG(ring_product, one_lane_waits),
+    WRONG(ring_product, no_proxy_fence),
+    WRONG(ring_product, no_wgmma_fence),
+    WRONG(ring_product, wrong_k_step),
+    WRONG(ring_product, too_few_bytes),
+    WRONG(ring_product, arrival_not_counted),
+    WRONG(ring_product, wgmma_not_waited_for),
+    WRONG(ring_product, divergent_wgmma),
+    WRONG(ring_product, barriers_not_published),
+    WRONG(ring_product, not_swizzled),
 };
-constexpr size_t kNumRight = 8;
+constexpr size_t kNumRight = 9;
 static_assert(sizeof kCases / sizeof kCases[0] - kNumRight == static_cast<size_t>(Bug::last) - 1,
               "every bug has a case");
 

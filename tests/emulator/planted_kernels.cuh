@@ -50,6 +50,19 @@ enum class Bug {
   misaligned_load,  // of a float4
   index_overflow,   // of 32 bits
   two_barriers,     // the halves of the block meet at different __syncthreads
+  // ring_product
+  released_too_early,      // a stage, before the wgmma that reads it has ended
+  full_stage_overwritten,  // the producers do not wait for the consumers
+  one_lane_waits,          // for a full stage, the others go on
+  no_proxy_fence,          // between cp.async and wgmma
+  no_wgmma_fence,
+  wrong_k_step,         // the descriptor of an mn-major operand goes on as if it were k-major
+  too_few_bytes,        // are announced to a barrier
+  arrival_not_counted,  // one too few in mbarrier_init
+  wgmma_not_waited_for,
+  divergent_wgmma,         // a warp of the warpgroup skips it
+  barriers_not_published,  // no __syncthreads after mbarrier_init
+  not_swizzled,            // gathered rows
   last,
 };
 
