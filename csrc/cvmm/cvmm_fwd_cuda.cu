@@ -13,6 +13,10 @@ template <class T, class W, bool KN>
 using HalfLarge = HalfProduct<T, W, 128, 128, 2, 4, false, KN, kStages<W, KN>, 2>;
 template <class T, class W, bool KN>
 using HalfSmall = HalfProduct<T, W, 64, 64, 2, 2, false, KN, kStages<W, KN>, 4>;
+// For groups of few rows, which wait for the weights: all warps side by side along h, so that none is
+// padding, and 50 to 100 KiB in flight on a multiprocessor.
+template <class T, class W, bool KN>
+using HalfSlim = HalfProduct<T, W, 64, 128, 1, 4, false, KN, sizeof(W) == 4 ? 3 : 5, 2>;
 template <bool X3>
 using Tf32 = Tf32Product<X3, 128, X3 ? 64 : 128, X3 ? 4 : 2, X3 ? 2 : 4, false, 4, 2>;
 using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 4>;
@@ -23,6 +27,12 @@ bool prefers_small_tiles(const CvmmFwdArgs& a) {
   const int64_t routes = a.route.num_routes(), experts = std::max<int64_t>(a.route.num_experts, 1);
   const int64_t large_tiles = (routes / 128 + std::min(routes, experts)) * ceil_div(a.h, 128);
   return a.h <= 64 || routes / experts < 96 || large_tiles < 264;
+}
+
+// Slim tiles where an expert has so few routes that one tile holds them, if there are enough for the machine.
+bool prefers_slim_tiles(const CvmmFwdArgs& a) {
+  const int64_t routes = a.route.num_routes(), experts = a.route.num_experts;
+  return a.h > 64 && routes <= 48 * experts && std::min(routes, experts) * ceil_div(a.h, 128) >= 132;
 }
 
 // True if the rows of w in memory run along h. A dimension of size 1 may have any stride.
@@ -38,7 +48,9 @@ bool w_runs_along_h(const CvmmFwdArgs& a) {
 template <class T, class W, class F>
 void with_half_product(const CvmmFwdArgs& a, F f) {
   const bool kn = w_runs_along_h(a);
-  if (prefers_small_tiles(a)) {
+  if (prefers_slim_tiles(a)) {
+    kn ? f(ProductType<HalfSlim<T, W, true>>()) : f(ProductType<HalfSlim<T, W, false>>());
+  } else if (prefers_small_tiles(a)) {
     kn ? f(ProductType<HalfSmall<T, W, true>>()) : f(ProductType<HalfSmall<T, W, false>>());
   } else {
     kn ? f(ProductType<HalfLarge<T, W, true>>()) : f(ProductType<HalfLarge<T, W, false>>());

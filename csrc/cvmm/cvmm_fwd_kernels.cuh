@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
                           [&](int stage, int slot) {
                             const CvmmFwdTile& tile = shared.tile[slot];
                             if (product.warp_m < tile.rows && i64(tile.n_tile) * P::BN + product.warp_n < a.h)
-                              product.multiply(shared.stages, stage, nullptr);
+                              product.multiply(shared.stages, stage, nullptr, tile.rows);
                           },
                           [&](int slot) {
                             finish_tile(a, product, shared, slot);

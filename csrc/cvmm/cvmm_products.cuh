@@ -65,8 +65,9 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
     return col ^ (B_KN ? (row >> 1 & 3) << 3 : (row & 3) << 3);  // groups of 32 bytes, as load_b reads them
   }
 
-  // acc += A . diag(gates) . B, gates [BK] or null
-  __device__ __forceinline__ void multiply(const Shared& s, int stage, const float* gates) {
+  // acc += A . diag(gates) . B, gates [BK] or null. Where a warp holds all rows of the tile, those from
+  // `rows` on are left out, 16 at a time; elsewhere the caller leaves out whole warps.
+  __device__ __forceinline__ void multiply(const Shared& s, int stage, const float* gates, int rows = BM) {
     const int lane = this->lane;
 #pragma unroll
     for (int k = 0; k < BK; k += 16) {
@@ -74,6 +75,7 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
 #pragma unroll
       for (int i = 0; i < Base::MT; ++i) {
         const int m = this->warp_m + i * 16;
+        if (Base::WARPS_M == 1 && i * 16 >= rows) break;
         if constexpr (A_KM) {
           const int row = k + lane % 8 + lane / 16 * 8;
           ldmatrix_x4_trans(a[i], &s.a[stage][row][place_a(row, m + lane / 8 % 2 * 8)]);
@@ -97,9 +99,11 @@ struct HalfProduct : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
           }
       }
 #pragma unroll
-      for (int i = 0; i < Base::MT; ++i)
+      for (int i = 0; i < Base::MT; ++i) {
+        if (Base::WARPS_M == 1 && i * 16 >= rows) break;
 #pragma unroll
         for (int j = 0; j < Base::NT; ++j) mma_m16n8k16(this->acc[i][j], a[i], b[j], this->acc[i][j], T());
+      }
     }
   }
 
@@ -163,7 +167,7 @@ struct Tf32Product : MmaAccumulators<BM, BN, WARPS_M, WARPS_N> {
     return A_KM ? col : col ^ ((row & 3) << 3 | (row & 4));
   }
 
-  __device__ __forceinline__ void multiply(const Shared& s, int stage, const float* gates) {
+  __device__ __forceinline__ void multiply(const Shared& s, int stage, const float* gates, int = BM) {
     const int lane = this->lane;
 #pragma unroll
     for (int k = 0; k < BK; k += 8) {
@@ -242,7 +246,7 @@ struct SimtProduct {
   __device__ __forceinline__ T& at(int i, int j, int l) { return acc[i][j][l]; }
   __device__ __forceinline__ T at(int i, int j, int l) const { return acc[i][j][l]; }
 
-  __device__ __forceinline__ void multiply(const Shared& s, int stage, const T* gates) {
+  __device__ __forceinline__ void multiply(const Shared& s, int stage, const T* gates, int = BM) {
 #pragma unroll
     for (int k = 0; k < BK; ++k) {
       Vec<T, V> a[MI], b[NJ];

@@ -108,16 +108,18 @@ struct Routes {
   Routing view() const { return {order.data(), inverse.data(), offsets.data(), tokens, k, experts}; }
 };
 
-enum class Pattern { uniform, dropping, one_expert, few_experts, all_dropped };
+enum class Pattern { uniform, dropping, one_expert, few_experts, all_dropped, in_turn };
 inline Routes make_routes(Random& random, int64_t tokens, int64_t k, int64_t experts, Pattern pattern) {
   std::vector<int> ids(tokens * k);
   const int some = experts > 0 ? static_cast<int>(random() % experts) : -1;
-  for (int& id : ids) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    int& id = ids[i];
     id = experts > 0 ? static_cast<int>(random() % experts) : -1;
     if (pattern == Pattern::dropping && random() % 3 == 0) id = -1;
     if (pattern == Pattern::one_expert) id = some;
     if (pattern == Pattern::few_experts && id % 3) id = some;
     if (pattern == Pattern::all_dropped) id = -1;
+    if (pattern == Pattern::in_turn && experts > 0) id = static_cast<int>(i % experts);
   }
   return {tokens, k, experts, std::move(ids)};
 }
