@@ -74,6 +74,17 @@ def _cuda_serves(capability):
     return False
 
 
+def hopper_path():
+    """Whether CVMM takes its path for GPUs of compute capability 9.0 where the shapes allow it, with the reason."""
+    if core.cuda_route != "nvcc" or not any(arch.startswith("90a") for arch in core.cuda_archs.split(",")):
+        return "no: this core has no kernels for sm_90a"
+    if not any(gpu["capability"] == "9.0" for gpu in _gpus()):
+        return "no: torch sees no GPU of compute capability 9.0"
+    if os.environ.get("SYSGEN_HOPPER") != "1":
+        return "off: it has not run on hardware yet (SYSGEN_HOPPER=1 takes it)"
+    return "on (SYSGEN_HOPPER=1)"
+
+
 def _backends(gpus):
     cpu = f"yes ({core.cpu_isa()})"
     if core.cuda_route is None:
@@ -123,6 +134,7 @@ def collect():
         "dlpack c exchange api": hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
         "gpus": gpus,
         "nvcc": _nvcc(),
+        "hopper path of cvmm": hopper_path(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("SYSGEN_")},
         "operations": _backends(gpus),
     }

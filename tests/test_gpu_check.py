@@ -36,7 +36,8 @@ esac
 """
 TOOLS = {
     "python3": PYTHON.replace("REAL", sys.executable),
-    "nvidia-smi": '#!/bin/bash\necho "name, driver_version"\necho "NVIDIA H200, 580.1"\n',
+    "nvidia-smi": '#!/bin/bash\ncase "$*" in *compute_cap*) echo "${CAPABILITY:-9.0}"; exit ;; esac\n'
+    'echo "name, driver_version"\necho "NVIDIA H200, 580.1"\n',
     "nvcc": '#!/bin/bash\nwhile [ $# -gt 0 ]; do [ "$1" != -o ] || cp "$GOLDEN" "$2"; shift; done\n',
     "compute-sanitizer": '#!/bin/bash\nshift 4\nexec "$@"\n',
 }
@@ -48,8 +49,9 @@ def check(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "tools").mkdir()
     (tmp_path / "tests/emulator").mkdir(parents=True)
-    golden = "tests/emulator/conformance.golden"
-    (tmp_path / golden).write_text("a row\n")
+    golden = {part: tmp_path / f"tests/emulator/{part}.golden" for part in ("conformance", "conformance_hopper")}
+    for file in golden.values():
+        file.write_text("a row\n")
     (tmp_path / "printer").write_text("#!/bin/bash\necho a row\n")
     for name in ("csrc", "sysgen"):
         (tmp_path / name).mkdir()
@@ -62,9 +64,9 @@ def check(tmp_path):
     for file in [*(tmp_path / "bin").iterdir(), tmp_path / "printer"]:
         file.chmod(0o755)
 
-    def run(broken=""):
-        if broken == "conformance":
-            (tmp_path / golden).write_text("another row\n")
+    def run(broken="", **options):
+        if broken in golden:
+            golden[broken].write_text("another row\n")
         if broken == "sanitizer":
             (tmp_path / "bin/compute-sanitizer").unlink()
         environment = {
@@ -74,6 +76,7 @@ def check(tmp_path):
             "GOLDEN": str(tmp_path / "printer"),
             "CALLS": str(tmp_path / "calls"),
             "CUDA_HOME": str(tmp_path),
+            **options,
         }
         command = ["bash", tmp_path / "tools/gpu_check.sh", tmp_path / "out"]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -90,10 +93,11 @@ def states(record):
 def test_every_part_runs_and_leaves_its_figures(check):
     result, record, calls = check()
     assert result.returncode == 0, result.stdout + result.stderr
-    assert states(record) == {name: "ok" for name, _, _ in PARTS} and len(PARTS) == 9
+    assert states(record) == {name: "ok" for name, _, _ in PARTS} and len(PARTS) == 10
     assert record["device"] == "NVIDIA H200" and record["info"] == {"gpus": 1}
     assert record["benchmarks"][0]["median_s"] == 1e-3
-    assert [len(re.findall(part, calls)) for part in ("-k small", "-k graph", "--benchmark-only")] == [2, 1, 1]
+    assert [len(re.findall(part, calls)) for part in ("-k small", "-k graph", "--benchmark-only")] == [2, 1, 3]
+    assert [b["name"] for b in record["benchmarks"]] == ["b", "b, SYSGEN_HOPPER=0", "b, SYSGEN_HOPPER=1"]
     assert "3 passed" in result.stdout and len(result.stdout.split("check-")[1].splitlines()) <= 101
 
 
@@ -102,6 +106,7 @@ def test_every_part_runs_and_leaves_its_figures(check):
     [
         ("environment", "environment", "failed (1)"),
         ("conformance", "conformance", "failed (1)"),
+        ("conformance_hopper", "hopper", "failed (1)"),
         ("tests", "tests", "out of time"),
         ("graphs", "graphs", "nothing ran"),
         ("race", "sanitizer", "failed (9)"),
@@ -114,6 +119,12 @@ def test_a_broken_part_hides_no_other(check, broken, part, state):
     assert states(record) == {**{name: "ok" for name, _, _ in PARTS}, part: state}
     if broken == "tests":
         assert record["parts"]["tests"]["log"][-1] == "1 failed, 2 passed (interrupted)"
+
+
+def test_another_gpu_skips_what_only_9_0_has(check):
+    result, record, calls = check(CAPABILITY="8.0")
+    assert result.returncode == 0 and states(record)["hopper"] == "ok" and calls.count("--benchmark-only") == 1
+    assert record["parts"]["hopper"]["log"] == ["skipped: this GPU is not of compute capability 9.0"]
 
 
 def test_the_budgets_fit_into_nine_minutes():

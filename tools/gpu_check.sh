@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in under 9 minutes: builds and installs offline, then runs the conformance rows
 # of the emulator, the GPU tests, CUDA graphs and compute-sanitizer over every op (tests/test_gpu.py; a new op needs
-# nothing here), the same ops through NVRTC as on a machine without nvcc, and the GPU benchmarks. Each part has its own
+# nothing here), the same ops through NVRTC as on a machine without nvcc, CVMM with and without its path for compute
+# capability 9.0 (skipped on other GPUs), and the GPU benchmarks. Each part has its own
 # time budget (540 s together); the failure of one does not hide the others.
 #
 #   tools/gpu_check.sh [OUTPUT_FOLDER]       default: benchmarks/results/gpu
@@ -59,6 +60,25 @@ conformance() {
     "$logs/conformance" >"$logs/conformance.txt" &&
     diff tests/emulator/conformance.golden "$logs/conformance.txt" && wc -l "$logs/conformance.txt"
 }
+# The path for compute capability 9.0, which SYSGEN_HOPPER=1 takes: its instructions, its results, and CVMM's times
+# both ways, for people to compare.
+hopper() {
+  case $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1) in
+    9.0) ;;
+    *) echo "skipped: this GPU is not of compute capability 9.0"; return ;;
+  esac
+  nvcc -std=c++17 -O2 -Icsrc --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a \
+    -o "$logs/conformance_hopper" -x cu tests/emulator/conformance_hopper.cpp &&
+    "$logs/conformance_hopper" >"$logs/conformance_hopper.txt" &&
+    diff tests/emulator/conformance_hopper.golden "$logs/conformance_hopper.txt" || return
+  export SYSGEN_HOPPER=1
+  run_pytest -m cuda "$repository/tests/test_hopper.py" "$repository/tests/test_cvmm.py" || return
+  for SYSGEN_HOPPER in 0 1; do
+    echo "SYSGEN_HOPPER=$SYSGEN_HOPPER"
+    run_pytest "$repository/benchmarks/bench_moe_shapes.py" -k "projection and not dW" --benchmark-only --full \
+      --device cuda --results "$logs/results_hopper" --benchmark-json="$logs/hopper_$SYSGEN_HOPPER.json" || return
+  done
+}
 gpu_tests() { run_pytest -m cuda "$repository/tests" --ignore "$repository/tests/test_gpu.py"; }
 graphs() { run_pytest -m cuda -k graph "$repository/tests/test_gpu.py"; }
 sanitizer() {  # without torch's pools, so that every allocation has its own bounds
@@ -78,15 +98,16 @@ benchmarks() {
   run_pytest "$repository/benchmarks" --benchmark-only --full --device cuda --results "$logs/results" \
     --benchmark-json="$logs/benchmarks.json"
 }
-export -f run_pytest environment build info conformance gpu_tests graphs sanitizer nvrtc benchmarks
+export -f run_pytest environment build info conformance hopper gpu_tests graphs sanitizer nvrtc benchmarks
 
 part environment 20 environment
-part build 150 build
+part build 135 build
 part info 15 info
 part conformance 30 conformance
 part tests 90 gpu_tests
 part graphs 20 graphs
-part sanitizer 60 sanitizer
-part nvrtc 75 nvrtc
-part benchmarks 70 benchmarks
+part hopper 45 hopper
+part sanitizer 50 sanitizer
+part nvrtc 65 nvrtc
+part benchmarks 60 benchmarks
 "$python" tools/gpu_report.py "$out" "$logs" "${parts[@]}"

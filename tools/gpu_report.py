@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 PYTEST = ("tests", "graphs", "sanitizer", "nvrtc", "benchmarks")
+BENCHMARKS = {  # file of the logs -> what its figures' names end in
+    "benchmarks.json": "",
+    "hopper_0.json": ", SYSGEN_HOPPER=0",
+    "hopper_1.json": ", SYSGEN_HOPPER=1",
+}
 
 
 def state(name, status, log):
@@ -45,13 +50,14 @@ def collect(logs, parts):
     except ValueError:
         record["info"] = info.splitlines()
     record["benchmarks"] = []
-    try:
-        measured = json.loads((logs / "benchmarks.json").read_text())["benchmarks"]
-    except (OSError, ValueError):
-        measured = []
-    for b in measured:
-        figures = {"name": b["name"], "group": b["group"], "median_s": b["stats"]["median"], "min_s": b["stats"]["min"]}
-        record["benchmarks"].append({**figures, **b["extra_info"]})
+    for file, suffix in BENCHMARKS.items():
+        try:
+            measured = json.loads((logs / file).read_text())["benchmarks"]
+        except (OSError, ValueError):
+            measured = []
+        for b in measured:
+            times = {"median_s": b["stats"]["median"], "min_s": b["stats"]["min"]}
+            record["benchmarks"].append({"name": b["name"] + suffix, "group": b["group"], **times, **b["extra_info"]})
     return record
 
 
