@@ -76,19 +76,17 @@ class SelectExpertsFwd {
     uint16_t* const bits = numbers<uint16_t>(kSlotBits, RowNoise<A>::scratch_bytes(num_experts) / 2);
     const RowNoise<A> noise({a.expert_dropout > 0 ? static_cast<uint64_t>(*a.seed) : 0, a.expert_dropout},
                             NoiseStream::experts, num_experts, bits);
-    const Ranking<A> ranking(
-        num_experts,
-        thread_scratch(kSlotRanking, static_cast<size_t>(Ranking<A>::scratch_bytes(num_experts))));
+    const Ranking<A> ranking(num_experts, k, kSlotRanking);
     A* const chosen_logits = numbers<A>(kSlotChosen, padded<A>(k));
     clear(sums, width);
-    for (int64_t first = begin; first < end; first += L) {
-      const int64_t last = min_of(end, first + L);
+    for (int64_t first = begin; first < end; first += ranking.rows) {
+      const int64_t last = min_of(end, first + ranking.rows);
       for (int64_t t = first; t < last; ++t) {
         noise.draw(t);
         const A top = read(t - first, logits + t * num_experts, noise, ranking, row);
         if (lse) lse[t] = normalise(row, top, sums);
       }
-      ranking.take(last - first, k, a.experts + first * k);
+      ranking.take(last - first, a.experts + first * k);
       for (int64_t t = first; t < last; ++t) set_gates(t, chosen_logits);
     }
     if (partial) finish_sums(begin, end, sums, partial + index * width);

@@ -28,27 +28,28 @@ inline Integers<A> keys_of(Vector<A> x) {
   return x == x ? ordered : Integers<A>{} + kLargestKey<A>;
 }
 
-// The largest keys of up to L rows of n numbers.
+// The k largest keys of each of `rows` rows of n numbers.
 //
 // Few of few: a lane takes a row, and inserts number after number into a sorted list in registers. Otherwise
-// row after row: each chunk of it knows its largest key, so that behind a taken one only its chunk is
+// one row at a time: each chunk of it knows its largest key, so that behind a taken one only its chunk is
 // searched again.
 template <class A>
 class Ranking {
  public:
   static constexpr int64_t L = kLanes<A>, kChunk = 4 * L;
+  const int64_t rows;  // L or 1
 
-  static int64_t scratch_bytes(int64_t n) {
-    return chunks_of(n) *
-           (L * kChunk * static_cast<int64_t>(sizeof(Key<A>)) + static_cast<int64_t>(sizeof(Best)));
-  }
-  Ranking(int64_t n, void* scratch)
-      : chunks(chunks_of(n)),
+  Ranking(int64_t n, int64_t k_, int slot)
+      : rows(k_ <= 8 && n <= 1024 ? L : 1),
+        k(k_),
+        chunks((n + kChunk - 1) / kChunk),
         width(chunks * kChunk),
-        used((n + L - 1) / L * L),
-        keys(static_cast<Key<A>*>(scratch)),
-        best(reinterpret_cast<Best*>(keys + L * width)) {
-    for (int64_t i = 0; i < L * width; ++i) keys[i] = kAbsent<A>;
+        used(padded<A>(n)) {
+    const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(Key<A>));
+    keys = static_cast<Key<A>*>(
+        thread_scratch(slot, static_cast<size_t>(bytes + chunks * static_cast<int64_t>(sizeof(Best)))));
+    best = reinterpret_cast<Best*>(keys + rows * width);
+    for (int64_t i = 0; i < rows * width; ++i) keys[i] = kAbsent<A>;
   }
 
   // The keys of numbers [i, i + L) of a row.
@@ -56,16 +57,13 @@ class Ranking {
     __builtin_memcpy(keys + row * width + i, &v, sizeof v);
   }
 
-  // chosen [rows, k]: indices of the k largest keys of each row, equal ones by index; -1 where they are
-  // absent.
-  void take(int64_t rows, int64_t k, int64_t* chosen) const {
-    if (k <= 8 && used <= 1024) {
-      if (k == 1) return by_lane<1>(rows, k, chosen);
-      if (k == 2) return by_lane<2>(rows, k, chosen);
-      if (k <= 4) return by_lane<4>(rows, k, chosen);
-      return by_lane<8>(rows, k, chosen);
-    }
-    for (int64_t r = 0; r < rows; ++r) by_chunk(keys + r * width, k, chosen + r * k);
+  // chosen [count, k]: indices of the largest keys of the first rows, equal ones by index; -1 where only
+  // absent ones are left. The keys are then used up.
+  void take(int64_t count, int64_t* chosen) const {
+    if (rows == 1) return by_chunk(chosen);
+    if (k == 1) return by_lane<1>(count, chosen);
+    if (k == 2) return by_lane<2>(count, chosen);
+    k <= 4 ? by_lane<4>(count, chosen) : by_lane<8>(count, chosen);
   }
 
  private:
@@ -73,10 +71,9 @@ class Ranking {
     int64_t index;
     Key<A> key;
   };
-  static int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
   template <int K>
-  void by_lane(int64_t rows, int64_t k, int64_t* chosen) const {
+  void by_lane(int64_t count, int64_t* chosen) const {
     Integers<A> key[K], index[K];
     for (int j = 0; j < K; ++j) key[j] = Integers<A>{} + kAbsent<A>, index[j] = Integers<A>{} - 1;
     for (int64_t i = 0; i < used; i += L) {
@@ -97,28 +94,28 @@ class Ranking {
       }
     }
     for (int64_t s = 0; s < k; ++s)
-      for (int64_t r = 0; r < rows; ++r) chosen[r * k + s] = index[s][r];
+      for (int64_t r = 0; r < count; ++r) chosen[r * k + s] = index[s][r];
   }
 
-  void by_chunk(Key<A>* row, int64_t k, int64_t* chosen) const {
-    for (int64_t c = 0; c < chunks; ++c) best[c] = search(row, c);
+  void by_chunk(int64_t* chosen) const {
+    for (int64_t c = 0; c < chunks; ++c) best[c] = search(c);
     int64_t s = 0;
     for (; s < k; ++s) {
       int64_t top = 0;
       for (int64_t c = 1; c < chunks; ++c) top = best[c].key > best[top].key ? c : top;
       if (best[top].key == kAbsent<A>) break;
       chosen[s] = best[top].index;
-      row[best[top].index] = kAbsent<A>;
-      if (s + 1 < k) best[top] = search(row, top);
+      keys[best[top].index] = kAbsent<A>;
+      if (s + 1 < k) best[top] = search(top);
     }
     for (; s < k; ++s) chosen[s] = -1;
   }
 
-  Best search(const Key<A>* row, int64_t chunk) const {
+  Best search(int64_t chunk) const {
     const int64_t first = chunk * kChunk;
-    Integers<A> key = load_as<Integers<A>>(row + first), at = {};
+    Integers<A> key = load_as<Integers<A>>(keys + first), at = {};
     for (int i = 1; i < kChunk / L; ++i) {
-      const Integers<A> next = load_as<Integers<A>>(row + first + i * L), larger = next > key;
+      const Integers<A> next = load_as<Integers<A>>(keys + first + i * L), larger = next > key;
       key = larger ? next : key;
       at = larger ? Integers<A>{} + static_cast<Key<A>>(i * L) : at;
     }
@@ -132,9 +129,9 @@ class Ranking {
     return {first + where, most};
   }
 
-  const int64_t chunks, width, used;
-  Key<A>* const keys;  // [L, width]
-  Best* const best;    // [chunks]
+  const int64_t k, chunks, width, used;
+  Key<A>* keys;  // [rows, width]
+  Best* best;    // [chunks]
 };
 
 }  // namespace
