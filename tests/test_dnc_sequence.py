@@ -113,6 +113,15 @@ def test_any_distance_of_checkpoints_gives_the_same_bits(compiled, chunk):
         assert torch.equal(a, e)
 
 
+def test_many_cells(compiled):
+    """Links of several blocks of rows, repeated over two updates; samples that go back one after the other."""
+    if compiled.slow:
+        pytest.skip("the memory is too large for the emulator, which meets blocks of rows elsewhere")
+    sizes = (3, 2, 2, 4, 600, 3, 2)
+    actual = run(dnc_sequence, sizes, True, True, device=compiled.device, checkpoint_every=3)
+    assert_close(actual, run(reference.dnc_sequence, sizes, True, True, device=compiled.device), 1e-10)
+
+
 def test_half_inputs_and_weights(compiled):
     """The state, and with it everything that is computed, stays float32."""
     x, state, weights = problem(SIZES[0], True, True, torch.float32, device=compiled.device)

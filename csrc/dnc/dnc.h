@@ -17,10 +17,10 @@
 // A sample of length n takes part in the first n steps: afterwards its state stays as it is, and h_out and
 // reads_out are 0. State, links and all else have the type of `dtype` (float32 or float64).
 //
-// Saved for backward are the gates, h_out, reads_out, and the state before every `chunk` steps. Backward
-// repeats the steps of a chunk, by the same operations in the same order (and so to the same bits, unless a
-// GPU's compiler contracts products and sums of the two kernels differently), and then
-// goes back through them.
+// Saved for backward are the gates, h_out, reads_out, and the state before every `chunk` steps, with the
+// steps' projections on the CPU. Backward repeats the steps of a chunk, by the same operations in the same
+// order (and so to the same bits, unless a GPU's compiler contracts products and sums of the two kernels
+// differently), and then goes back through them.
 #pragma once
 #include <cstdint>
 
@@ -121,7 +121,8 @@ struct DncBwdArgs {
   int threads;
 };
 
-// Rows in a checkpoint are padded to whole vectors.
+// A checkpoint is a state without h and the reads, its rows padded to whole vectors; then come the
+// projections [2, R, N] of each step of the chunk.
 int dnc_vector_bytes();
 int64_t dnc_checkpoint_numel(const DncSizes& s);
 int64_t dnc_fwd_cpu_scratch_bytes(const DncSizes& s, int threads);
@@ -129,7 +130,8 @@ int64_t dnc_bwd_cpu_scratch_bytes(const DncSizes& s, int threads);
 void dnc_fwd_cpu(const DncFwdArgs& args);
 void dnc_bwd_cpu(const DncBwdArgs& args);
 
-// On CUDA rows are not padded, `threads` is not used, and scratch also depends on the device.
+// On CUDA rows are not padded, projections are not kept, `threads` is not used, and scratch also depends on
+// the device.
 int64_t dnc_cuda_checkpoint_numel(const DncSizes& s);
 int64_t dnc_fwd_cuda_scratch_bytes(const DncSizes& s, int device_index);
 int64_t dnc_bwd_cuda_scratch_bytes(const DncSizes& s, int device_index);

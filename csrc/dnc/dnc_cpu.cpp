@@ -40,19 +40,27 @@ struct Dnc {
   const Team team;
 
   explicit Dnc(const DncSizes& sizes, Team t = {1}) : s(sizes), at(sizes), team(t) {}
-  State<A> state(Carver<A>& carver) const { return State<A>(carver, s); }
-  Step<A> step(Carver<A>& carver) const { return Step<A>(carver, s, at.size); }
+  State<A> state(Carver<A>& carver, Holds holds) const { return State<A>(carver, s, holds); }
+  // Its links stay those of the checkpoint, with which a checkpoint begins.
+  State<A> step_state(Carver<A>& carver, A* checkpoint) const {
+    State<A> of_step(carver, s, Holds::step);
+    of_step.link = checkpoint;
+    return of_step;
+  }
+  int64_t record() const { return 2 * s.reads * padded<A>(s.cells); }  // the projections
+  Step<A> step(Carver<A>& carver, A* record) const { return Step<A>(carver, record, s, at.size); }
   StepScratch<A> scratch(Carver<A>& carver) const { return StepScratch<A>(carver, s); }
   int64_t spare() const { return step_spare<A>(s); }
 
   void import(const DncState& from, int64_t b, const State<A>& to) const { import_state(s, from, b, to); }
   void export_to(const State<A>& from, int64_t b, const DncState& to) const { export_state(s, from, b, to); }
-  void fwd(const State<A>& prev, const State<A>& next, Step<A>& step, A* spare) const {
-    memory_step_fwd(s, at, team, prev, next, step, spare);
+  void fwd(bool again, const State<A>& prev, const State<A>& next, const Step<A>& step, A* spare) const {
+    memory_step_fwd(s, at, team, again, prev, next, step, spare);
   }
-  void bwd(const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
-           const StepScratch<A>& scratch, A* dxi) const {
-    memory_step_bwd(s, at, team, prev, next, step, grad, scratch, dxi);
+  // `behind`: steps between the checkpoint and this one.
+  void bwd(int64_t behind, const State<A>& prev, const State<A>& next, const Step<A>& step,
+           const State<A>& grad, const StepScratch<A>& scratch, A* dxi) const {
+    memory_step_bwd(s, at, team, behind, prev, next, step, grad, scratch, dxi);
   }
 };
 
@@ -67,7 +75,8 @@ void dnc_bwd(const DncBwdArgs& a) {
 
 int dnc_vector() { return kVectorBytes; }
 int64_t dnc_checkpoint(const DncSizes& s) {
-  return s.dtype == DType::f64 ? state_numel(Dnc<double>(s)) : state_numel(Dnc<float>(s));
+  return s.dtype == DType::f64 ? CheckpointLayout(Dnc<double>(s)).numel
+                               : CheckpointLayout(Dnc<float>(s)).numel;
 }
 int64_t dnc_fwd_scratch(const DncSizes& s, int threads) {
   return s.dtype == DType::f64 ? fwd_scratch_bytes<Dnc<double>>(s, threads)

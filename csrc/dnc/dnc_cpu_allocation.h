@@ -1,5 +1,6 @@
 // Allocation: a = (1 - u~) times the product of u~ over the cells used less, u~ = eps + (1 - eps) usage.
 #pragma once
+#include "common/cpu_tasks.h"
 #include "dnc/dnc_cpu_rows.h"
 
 namespace sysgen::SYSGEN_ISA {
@@ -11,13 +12,29 @@ inline bool used_less(A a, A b) {
   return a < b || (b != b && a == a);
 }
 
-// order: the cells by ascending usage, ties by index. A merge sort from the bottom: stable, and with `spare`
-// [cells] as its second buffer.
+// Sorts the cells begin .. end, a vector of them at most: each has its place from the number of those before
+// it.
+template <class A>
+inline void sort_vector(const A* usage, int64_t begin, int64_t end, int32_t* order) {
+  const Vector<A> mine = load(usage + begin, end - begin);
+  const Integers<A> lane = lane_numbers<A>(), mine_nan = mine != mine;
+  Integers<A> place{};
+  for (int64_t i = begin; i < end; ++i) {
+    const Vector<A> other = splat<A>(usage[i]);
+    const Integers<A> nan = other != other,
+                      earlier = lane > static_cast<typename IntegerOf<A>::type>(i - begin);
+    place -= (other < mine) | (mine_nan & ~nan) | (((other == mine) | (mine_nan & nan)) & earlier);
+  }
+  for (int64_t i = begin; i < end; ++i) order[begin + place[i - begin]] = static_cast<int32_t>(i);
+}
+
+// order: the cells by ascending usage, ties by index. A merge sort from the bottom, where vectors are sorted
+// at once: stable, and with `spare` [cells] as its second buffer.
 template <class A>
 void sort_by_usage(const A* usage, int64_t cells, int32_t* order, int32_t* spare) {
-  for (int64_t i = 0; i < cells; ++i) order[i] = static_cast<int32_t>(i);
+  for (int64_t i = 0; i < cells; i += kLanes<A>) sort_vector(usage, i, min_of(cells, i + kLanes<A>), order);
   int32_t *from = order, *to = spare;
-  for (int64_t width = 1; width < cells; width *= 2) {
+  for (int64_t width = kLanes<A>; width < cells; width *= 2) {
     for (int64_t begin = 0; begin < cells; begin += 2 * width) {
       const int64_t middle = begin + width < cells ? begin + width : cells;
       const int64_t end = begin + 2 * width < cells ? begin + 2 * width : cells;

@@ -12,19 +12,20 @@ using Interface = DncInterface;
 // Rows over cells have `cells` entries padded to `n`. The memory lies transposed, [W][n]: one lane, one cell.
 template <class A>
 struct State {
-  A *memory, *link, *usage, *precedence, *write_w, *read_w, *reads, *h, *c;
+  A *link, *memory, *usage, *precedence, *write_w, *read_w, *c, *reads, *h;
 
-  State(Carver<A>& carver, const DncSizes& s) {
+  // What is not held is null.
+  State(Carver<A>& carver, const DncSizes& s, Holds holds) {
     const int64_t n = padded<A>(s.cells);
+    link = holds == Holds::step ? nullptr : carver.take(s.cells * n);
     memory = carver.take(s.width * n);
-    link = carver.take(s.cells * n);
     usage = carver.take(n);
     precedence = carver.take(n);
     write_w = carver.take(n);
     read_w = carver.take(s.reads * n);
-    reads = carver.take(s.reads * s.width);
-    h = carver.take(s.hidden);
     c = carver.take(s.hidden);
+    reads = holds == Holds::all ? carver.take(s.reads * s.width) : nullptr;
+    h = holds == Holds::all ? carver.take(s.hidden) : nullptr;
   }
 };
 
@@ -37,11 +38,12 @@ struct Step {
   A *sharp_forward, *sharp_backward;  // [R]
   A *retention, *allocation;          // [n]
   int32_t* order;                     // [cells]: ascending usage
-  A *forward_d, *backward_d;          // [R][n]: projections
+  A *forward_d, *backward_d;          // [R][n]: projections, in the step's record
   A *forward_w, *backward_w;          // [R][n]: the weights after sharpening (the projections without it)
   Content<A> write, read;
 
-  Step(Carver<A>& carver, const DncSizes& s, int64_t interface_size)
+  // `record` [2 R][n]
+  Step(Carver<A>& carver, A* record, const DncSizes& s, int64_t interface_size)
       : xi(carver.take(interface_size)),
         erase(carver.take(s.width)),
         value(carver.take(s.width)),
@@ -53,8 +55,8 @@ struct Step {
         retention(carver.take(padded<A>(s.cells))),
         allocation(carver.take(padded<A>(s.cells))),
         order(reinterpret_cast<int32_t*>(carver.take(s.cells))),
-        forward_d(carver.take(s.reads * padded<A>(s.cells))),
-        backward_d(carver.take(s.reads * padded<A>(s.cells))),
+        forward_d(record),
+        backward_d(record + s.reads * padded<A>(s.cells)),
         forward_w(s.sharpen ? carver.take(s.reads * padded<A>(s.cells)) : forward_d),
         backward_w(s.sharpen ? carver.take(s.reads * padded<A>(s.cells)) : backward_d),
         write(carver, s, 1),

@@ -11,20 +11,22 @@ namespace {
 template <int ROWS, int COLUMNS, class A>
 inline void linear_tile(const A* in, int64_t in_stride, const A* weight, int64_t k, A* out,
                         int64_t out_stride) {
-  Vector<A> sums[ROWS][COLUMNS] = {};
+  Vector<A> sums[ROWS * COLUMNS] = {};
   const auto add = [&](int64_t i, int64_t n) {
     Vector<A> x[ROWS];
     for (int m = 0; m < ROWS; ++m) x[m] = load(in + m * in_stride + i, n);
     for (int j = 0; j < COLUMNS; ++j) {
       const Vector<A> w = load(weight + j * k + i, n);
-      for (int m = 0; m < ROWS; ++m) sums[m][j] += x[m] * w;
+      for (int m = 0; m < ROWS; ++m) sums[m * COLUMNS + j] += x[m] * w;
     }
   };
   int64_t i = 0;
   for (; i + kLanes<A> <= k; i += kLanes<A>) add(i, kLanes<A>);
   if (i < k) add(i, k - i);
+  A totals[ROWS * COLUMNS];
+  sum_lanes_of_each(sums, totals);
   for (int m = 0; m < ROWS; ++m)
-    for (int j = 0; j < COLUMNS; ++j) out[m * out_stride + j] += sum_of_lanes<A>(sums[m][j]);
+    for (int j = 0; j < COLUMNS; ++j) out[m * out_stride + j] += totals[m * COLUMNS + j];
 }
 
 template <int COLUMNS, class A>

@@ -3,7 +3,7 @@
 // Every row over cells or words is padded with zeros to whole vectors, so that no loop has a tail.
 #pragma once
 #include "common/cpu.h"
-#include "cvmm/cvmm_cpu_vector.h"
+#include "cvmm/cvmm_cpu_lanes.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -27,6 +27,13 @@ inline constexpr int kExponentBias = __is_same(A, double) ? 1023 : 127;
 template <class A>
 inline Vector<A> splat(A x) {
   return Vector<A>{} + x;
+}
+// 0, 1, 2 ...
+template <class A>
+inline Integers<A> lane_numbers() {
+  Integers<A> lanes{};
+  for (int k = 0; k < kLanes<A>; ++k) lanes[k] = k;
+  return lanes;
 }
 template <class V>
 inline V select_max(V a, V b) {
@@ -126,6 +133,18 @@ inline A sum(const A* a, int64_t padded) {
   for (int64_t i = 0; i < padded; i += kLanes<A>) total += load(a + i);
   return sum_of_lanes<A>(total);
 }
+// to[i] = sum_of_lanes(v[i]), to the bit, but as many at once as there are lanes.
+template <int COUNT, class A>
+inline void sum_lanes_of_each(const Vector<A> (&v)[COUNT], A* to) {
+  constexpr int L = kLanes<A>;
+  int i = 0;
+  for (; 2 * (COUNT - i) > L; i += L) {
+    Vector<A> part[L] = {};
+    for (int k = 0; k < L && i + k < COUNT; ++k) part[k] = v[i + k];
+    store(to + i, sums_of_lanes<A>(part), COUNT - i);
+  }
+  for (; i < COUNT; ++i) to[i] = sum_of_lanes<A>(v[i]);
+}
 template <class A>
 inline void clear(A* a, int64_t n) {
   __builtin_memset(a, 0, sizeof(A) * static_cast<size_t>(n));
@@ -135,11 +154,22 @@ inline void copy(A* to, const A* from, int64_t n) {
   __builtin_memcpy(to, from, sizeof(A) * static_cast<size_t>(n));
 }
 
+// Of n >= 1 numbers. A NaN among them may be lost.
+template <class A>
+inline A largest_of(const A* x, int64_t n) {
+  Vector<A> by_lane = splat<A>(x[0]);
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) by_lane = select_max<Vector<A>>(load(x + i), by_lane);
+  A largest = by_lane[0];
+  for (int k = 1; k < kLanes<A>; ++k) largest = by_lane[k] > largest ? by_lane[k] : largest;
+  for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
 // y = softmax of x over the first n; the padding of y is 0.
 template <class A>
 inline void softmax(const A* x, A* y, int64_t n, int64_t padded) {
-  A largest = x[0];
-  for (int64_t i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  const A largest = largest_of(x, n);
   for (int64_t i = 0; i < padded; i += kLanes<A>) store(y + i, vexp<A>(load(x + i) - largest));
   for (int64_t i = n; i < padded; ++i) y[i] = 0;
   const A scale = A(1) / sum(y, padded);

@@ -22,6 +22,11 @@ struct Carver {
   }
 };
 
+// What of a recurrence's state a buffer has room for: all of it; a checkpoint: not h and the reads, which
+// stand last in a state and which the outputs hold; a step that is done again: nor the links, which stand
+// first.
+enum class Holds { all, checkpoint, step };
+
 template <class A>
 const A* in(const void* p) {
   return static_cast<const A*>(p);

@@ -4,8 +4,8 @@
 // is summed in which order does not depend on their number.
 //
 // `F` is the family's step: Real; the sizes s, with at.size numbers of interface; the team of a share; state,
-// step and scratch from a carver; import and export_to; fwd and bwd of one step. A State has h, c and reads,
-// a Step has xi.
+// step and scratch from a carver; record, the numbers of a step that forward keeps for a step of backward;
+// import and export_to; fwd and bwd of one step. A State has h, c and reads, a Step has xi.
 #pragma once
 #include "dnc/dnc_cpu_linear.h"
 #include "dnc/dnc_cpu_lstm.h"
@@ -23,29 +23,55 @@ int64_t measured(const C& carve) {
   return count.used;
 }
 template <class F>
-int64_t state_numel(const F& f) {
-  return measured<typename F::Real>([&](auto& carver) { f.state(carver); });
+int64_t state_numel(const F& f, Holds holds) {
+  return measured<typename F::Real>([&](auto& carver) { f.state(carver, holds); });
 }
 template <class F>
 int64_t step_numel(const F& f) {
-  return measured<typename F::Real>([&](auto& carver) { f.step(carver); });
+  return measured<typename F::Real>([&](auto& carver) { f.step(carver, nullptr); });
 }
+
+// What forward keeps of a sample and a chunk: the state before it, then the records of its steps.
+struct CheckpointLayout {
+  int64_t batch, chunk, state, record, numel;
+
+  template <class F>
+  explicit CheckpointLayout(const F& f)
+      : batch(f.s.batch),
+        chunk(min_of(f.s.chunk, max_of(f.s.steps, 1))),
+        state(state_numel(f, Holds::checkpoint)),
+        record(f.record()),
+        numel(state + min_of(chunk, f.s.steps) * record) {}
+
+  template <class P>
+  P* state_of(P* checkpoints, int64_t t, int64_t b) const {
+    return checkpoints + (t / chunk * batch + b) * numel;
+  }
+  template <class P>
+  P* record_of(P* checkpoints, int64_t t, int64_t b) const {
+    return state_of(checkpoints, t, b) + state + t % chunk * record;
+  }
+};
 
 // The recurrence of the samples first .. last.
 template <class F, class Args>
 void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename F::Real* scratch) {
   using A = typename F::Real;
   const auto& s = f.s;
-  const int64_t count = last - first, words = s.reads * s.width, states = state_numel(f), size = f.at.size;
+  const int64_t count = last - first, words = s.reads * s.width, states = state_numel(f, Holds::all),
+                size = f.at.size;
   if (count <= 0) return;
+  const CheckpointLayout layout(f);
+  A* const checkpoints = out<A>(a.checkpoints);
   Carver<A> carver{scratch};
   A* const state_data = carver.take(count * states);
   A* const xi = carver.take(count * size);
   A* const spare = carver.take(f.spare());
-  auto step = f.step(carver);
+  A* const record = carver.take(layout.record);
+  A* const step_data = carver.take(step_numel(f));
   const auto state = [&](int64_t b) {
     Carver<A> of{state_data + (b - first) * states};
-    return f.state(of);
+    return f.state(of, Holds::all);
   };
   int64_t longest = 0;
   for (int64_t b = first; b < last; ++b) {
@@ -56,8 +82,9 @@ void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
   const auto front = state(first);
 
   for (int64_t t = 0; t < longest; ++t) {
-    if (a.checkpoints && t % s.chunk == 0)
-      copy(out<A>(a.checkpoints) + (t / s.chunk * s.batch + first) * states, state_data, count * states);
+    if (checkpoints && t % layout.chunk == 0)
+      for (int64_t b = first; b < last; ++b)
+        copy(layout.state_of(checkpoints, t, b), state_data + (b - first) * states, layout.state);
     // Samples that have ended keep their rows in the products, which then are not used.
     A* const gates = out<A>(a.gates) + (t * s.batch + first) * 4 * s.hidden;
     linear(f.team, front.h, states, count, in<A>(a.w.hidden), s.hidden, 4 * s.hidden, gates, 4 * s.hidden);
@@ -75,11 +102,14 @@ void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
       if (t >= steps_of(s, b)) {
         clear(h_out, s.hidden);
         clear(reads_out, words);
+        if (checkpoints) clear(layout.record_of(checkpoints, t, b), layout.record);
         continue;
       }
       const auto now = state(b);
+      Carver<A> of{step_data};
+      const auto step = f.step(of, checkpoints ? layout.record_of(checkpoints, t, b) : record);
       copy(step.xi, xi + (b - first) * size, size);
-      f.fwd(now, now, step, spare);
+      f.fwd(false, now, now, step, spare);
       copy(h_out, now.h, s.hidden);
       copy(reads_out, now.reads, words);
     }
@@ -87,65 +117,85 @@ void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
   for (int64_t t = longest; t < s.steps; ++t) {
     clear(out<A>(a.h_out) + (t * s.batch + first) * s.hidden, count * s.hidden);
     clear(out<A>(a.reads_out) + (t * s.batch + first) * words, count * words);
-    if (a.checkpoints && t % s.chunk == 0)
-      clear(out<A>(a.checkpoints) + (t / s.chunk * s.batch + first) * states, count * states);
   }
+  if (checkpoints)  // what no step has filled
+    for (int64_t t = longest; t < ceil_div(s.steps, layout.chunk) * layout.chunk; ++t)
+      for (int64_t b = first; b < last; ++b) {
+        if (t % layout.chunk == 0) clear(layout.state_of(checkpoints, t, b), layout.state);
+        clear(layout.record_of(checkpoints, t, b), layout.record);
+      }
   for (int64_t b = first; b < last; ++b) f.export_to(state(b), b, a.final);
 }
 
 template <class F>
 int64_t fwd_scratch(const F& f, int64_t count) {
   using A = typename F::Real;
-  return count * (state_numel(f) + padded<A>(f.at.size)) + padded<A>(f.spare()) + step_numel(f) +
-         2 * kLanes<A>;
+  return count * (state_numel(f, Holds::all) + padded<A>(f.at.size)) + padded<A>(f.spare()) +
+         padded<A>(f.record()) + step_numel(f) + 2 * kLanes<A>;
+}
+
+// Samples that go back through their steps together: as many as leave what a step touches of each, and a
+// chunk of steps, to a share of the last cache; for more of them the weights are read less often.
+template <class F>
+int64_t bwd_group(const F& f, int64_t count) {
+  constexpr int64_t kShareOfCache = 8 << 20;
+  const CheckpointLayout layout(f);
+  const int64_t sample = layout.numel + state_numel(f, Holds::all) +
+                         layout.chunk * (state_numel(f, Holds::step) + step_numel(f));
+  const int64_t fit = kShareOfCache / (sample * int64_t{sizeof(typename F::Real)});
+  return max_of(1, min_of(count, fit));
 }
 
 template <class F>
-int64_t bwd_scratch(const F& f, int64_t count) {
+int64_t bwd_scratch(const F& f, int64_t share) {
   using A = typename F::Real;
-  const int64_t states = state_numel(f), chunk = f.s.chunk < f.s.steps ? f.s.chunk : f.s.steps;
-  return count * ((chunk + 1) * states + chunk * step_numel(f) + states +
-                  chunk * (padded<A>(f.at.size) + padded<A>(f.s.hidden))) +
+  const int64_t count = bwd_group(f, share), chunk = CheckpointLayout(f).chunk;
+  return count * ((chunk + 1) * state_numel(f, Holds::step) + chunk * step_numel(f) +
+                  state_numel(f, Holds::all) + chunk * (padded<A>(f.at.size) + padded<A>(f.s.hidden))) +
          padded<A>(f.spare()) + measured<A>([&](auto& carver) { f.scratch(carver); }) + 4 * kLanes<A>;
 }
 
+// Samples first .. last, a group.
 template <class F, class Args>
-void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename F::Real* scratch) {
+void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typename F::Real* scratch) {
   using A = typename F::Real;
   const auto& s = f.s;
   const int64_t count = last - first, words = s.reads * s.width, h4 = 4 * s.hidden, size = f.at.size;
-  const int64_t states = state_numel(f), steps = step_numel(f);
-  const int64_t chunk = s.chunk < s.steps ? s.chunk : s.steps;
-  if (count <= 0) return;
+  const int64_t states = state_numel(f, Holds::all), tapes = state_numel(f, Holds::step),
+                steps = step_numel(f);
+  const CheckpointLayout layout(f);
+  const int64_t chunk = layout.chunk;
+  A* const checkpoints = const_cast<A*>(in<A>(a.checkpoints));  // read only
   Carver<A> carver{scratch};
-  A* const tape = carver.take(count * (chunk + 1) * states);
+  A* const tape = carver.take(count * (chunk + 1) * tapes);
   A* const step_data = carver.take(count * chunk * steps);
   A* const grad_data = carver.take(count * states);
   A* const xi = carver.take(count * chunk * size);
   A* const h = carver.take(count * chunk * s.hidden);
   A* const spare = carver.take(f.spare());
   const auto step_scratch = f.scratch(carver);
-  const auto state = [&](int64_t b, int64_t k) {
-    Carver<A> of{tape + ((b - first) * (chunk + 1) + k) * states};
-    return f.state(of);
-  };
-  const auto step_of = [&](int64_t b, int64_t k) {
-    Carver<A> of{step_data + ((b - first) * chunk + k) * steps};
-    return f.step(of);
-  };
   const auto grad_of = [&](int64_t b) {
     Carver<A> of{grad_data + (b - first) * states};
-    return f.state(of);
+    return f.state(of, Holds::all);
   };
   for (int64_t b = first; b < last; ++b) f.import(a.dfinal, b, grad_of(b));
   const auto front = grad_of(first);
 
-  for (int64_t c = (s.steps + s.chunk - 1) / s.chunk - 1; c >= 0; --c) {
-    const int64_t begin = c * s.chunk, end = begin + chunk < s.steps ? begin + chunk : s.steps;
+  for (int64_t begin = (ceil_div(s.steps, chunk) - 1) * chunk; begin >= 0; begin -= chunk) {
+    const int64_t end = min_of(begin + chunk, s.steps);
+    const auto checkpoint = [&](int64_t b) { return layout.state_of(checkpoints, begin, b); };
+    // The state before step begin + k.
+    const auto state = [&](int64_t b, int64_t k) {
+      Carver<A> of{tape + ((b - first) * (chunk + 1) + k) * tapes};
+      return f.step_state(of, checkpoint(b));
+    };
+    const auto step_of = [&](int64_t b, int64_t k) {
+      Carver<A> of{step_data + ((b - first) * chunk + k) * steps};
+      return f.step(of, layout.record_of(checkpoints, begin + k, b));
+    };
     // Forward once more, from the checkpoint.
     for (int64_t b = first; b < last; ++b)
-      copy(tape + (b - first) * (chunk + 1) * states, in<A>(a.checkpoints) + (c * s.batch + b) * states,
-           states);
+      copy(tape + (b - first) * (chunk + 1) * tapes, checkpoint(b) + layout.state - tapes, tapes);
     for (int64_t t = begin; t < end; ++t) {
       copy(h + (t - begin) * count * s.hidden, in<A>(a.h_out) + (t * s.batch + first) * s.hidden,
            count * s.hidden);
@@ -157,10 +207,10 @@ void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
       for (int64_t t = begin; t < end && t < steps_of(s, b); ++t) {
         const int64_t k = t - begin;
         const auto prev = state(b, k), next = state(b, k + 1);
-        auto step = step_of(b, k);
+        const auto step = step_of(b, k);
         copy(step.xi, xi + (k * count + b - first) * size, size);
         repeat_cell(s.hidden, in<A>(a.gates) + (t * s.batch + b) * h4, prev.c, next.c);
-        f.fwd(prev, next, step, spare);
+        f.fwd(true, prev, next, step, spare);
       }
     }
     for (int64_t t = end - 1; t >= begin; --t) {
@@ -178,7 +228,8 @@ void bwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
           for (int64_t w = 0; w < words; ++w) grad.reads[w] += in<A>(a.dreads_out)[row * words + w];
         if (a.dh_out)
           for (int64_t k = 0; k < s.hidden; ++k) grad.h[k] += in<A>(a.dh_out)[row * s.hidden + k];
-        f.bwd(state(b, t - begin), state(b, t - begin + 1), step_of(b, t - begin), grad, step_scratch, mine);
+        f.bwd(t - begin, state(b, t - begin), state(b, t - begin + 1), step_of(b, t - begin), grad,
+              step_scratch, mine);
       }
       // A sample that has ended has zeros here.
       linear(f.team, dxi, size, count, in<A>(a.w.interface_t), size, s.hidden, front.h, states);
@@ -218,7 +269,11 @@ void sequence_bwd(const Args& a) {
   const F f(a.s, team_of(a.s, a.threads));
   share_samples(a.s, a.threads, out<typename F::Real>(a.scratch),
                 bwd_scratch(f, largest_share(a.s, a.threads)),
-                [&](int64_t first, int64_t last, auto* scratch) { bwd_share(f, a, first, last, scratch); });
+                [&](int64_t first, int64_t last, auto* scratch) {
+                  const int64_t group = bwd_group(f, last - first);
+                  for (; first < last; first += group)
+                    bwd_samples(f, a, first, min_of(first + group, last), scratch);
+                });
 }
 
 template <class F, class S>

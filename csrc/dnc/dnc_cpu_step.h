@@ -73,10 +73,11 @@ int64_t step_spare(const DncSizes& s) {
   return padded<A>(s.cells) * (1 + s.reads * later_link_blocks(s.cells));
 }
 
-// `next` may share its arrays with `prev`. step.xi holds the interface vector. `spare`: see step_spare.
+// `next` may share its arrays with `prev`. step.xi holds the interface vector. `spare`: see step_spare. A
+// step that is done again finds its projections in its record, and makes neither links nor reads.
 template <class A>
-void memory_step_fwd(const DncSizes& s, const Interface& at, const Team& team, const State<A>& prev,
-                     const State<A>& next, Step<A>& step, A* spare) {
+void memory_step_fwd(const DncSizes& s, const Interface& at, const Team& team, bool again,
+                     const State<A>& prev, const State<A>& next, const Step<A>& step, A* spare) {
   const int64_t n = padded<A>(s.cells), heads = s.reads, numbers = n * s.width;
   activate_interface(s, at, step);
 
@@ -119,8 +120,10 @@ void memory_step_fwd(const DncSizes& s, const Interface& at, const Team& team, c
     });
   });
 
-  const LinkPass<A> pass{s.cells, n, prev.link, next.write_w, prev.precedence, prev.read_w};
-  link_fwd(pass, heads, team, next.link, step.forward_d, step.backward_d, spare + n);
+  if (!again) {
+    const LinkPass<A> pass{s.cells, n, prev.link, next.write_w, prev.precedence, prev.read_w};
+    link_fwd(pass, heads, team, next.link, step.forward_d, step.backward_d, spare + n);
+  }
   const A left = 1 - sum(next.write_w, n);
   for (int64_t i = 0; i < n; i += kLanes<A>)
     store(next.precedence + i, left * load(prev.precedence + i) + load(next.write_w + i));
@@ -136,6 +139,7 @@ void memory_step_fwd(const DncSizes& s, const Interface& at, const Team& team, c
                                  step.mode[3 * r + 1] * load(step.read.weight + i) +
                                  step.mode[3 * r + 2] * load(step.forward_w + i));
 
+  if (again) return;
   team.over(s.width, kBlockWords, heads * numbers, [&](int64_t begin, int64_t end) {
     by_heads(heads, [&]<int HEADS>(int64_t first) {
       for (int64_t w = begin; w < end; ++w) {

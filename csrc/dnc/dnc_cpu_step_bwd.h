@@ -15,7 +15,7 @@ struct StepScratch {
   A *dsharp, *dmode;                                      // [2 R], [3 R]
   A *derase, *dvalue, *dfree;                             // [W], [W], [R]
   A* word_parts;                                          // [blocks of cells][2 W]
-  A* link_parts;                                          // [later_link_blocks][R + 2][n]
+  A* link;                                                // link_bwd_scratch
   ContentGradient<A> write, read;
 
   StepScratch(Carver<A>& carver, const DncSizes& s)
@@ -35,7 +35,7 @@ struct StepScratch {
         dvalue(carver.take(s.width)),
         dfree(carver.take(s.reads)),
         word_parts(carver.take(2 * s.width * ceil_div(padded<A>(s.cells), kBlockCells))),
-        link_parts(carver.take(later_link_blocks(s.cells) * (s.reads + 2) * padded<A>(s.cells))),
+        link(carver.take(link_bwd_scratch<A>(s.cells, s.reads))),
         write(carver, s, 1),
         read(carver, s, s.reads) {}
 };
@@ -50,12 +50,14 @@ void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, cons
                                    weights + r * n, dweights + r * n);
 }
 
-// `grad` holds the gradients of the state after the step on entry, of the one before at the end; its h and c
-// are not used, its reads are overwritten by the caller. dxi [I]: gradient of step.xi.
+// prev.link lacks the `behind` updates before this step, whose states lie as far before `prev` and `next` as
+// `prev` lies before `next`. `grad` holds the gradients of the state after the step on entry, of the one
+// before at the end; its h and c are not used, its reads are overwritten by the caller. dxi [I]: gradient of
+// step.xi.
 template <class A>
-void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, const State<A>& prev,
-                     const State<A>& next, const Step<A>& step, const State<A>& grad, const StepScratch<A>& b,
-                     A* dxi) {
+void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, int64_t behind,
+                     const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
+                     const StepScratch<A>& b, A* dxi) {
   const int64_t n = padded<A>(s.cells), heads = s.reads, numbers = n * s.width;
   const auto lanes = [n](const auto& f) {
     for (int64_t i = 0; i < n; i += kLanes<A>) f(i);
@@ -127,10 +129,10 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, c
   for (int64_t i = s.cells; i < n; ++i) b.dwrite_w[i] = 0;
 
   clear(b.dread_w, heads * n);
-  const LinkPass<A> pass{s.cells, n, prev.link, next.write_w, prev.precedence, prev.read_w};
+  const LinkPass<A> pass{s.cells,         n,           prev.link, next.write_w,
+                         prev.precedence, prev.read_w, behind,    next.write_w - prev.write_w};
   link_bwd(pass, heads, team,
-           LinkGradient<A>{b.dforward, b.dbackward, grad.link, b.dread_w, b.dwrite_w, b.dprecedence},
-           b.link_parts);
+           LinkGradient<A>{b.dforward, b.dbackward, grad.link, b.dread_w, b.dwrite_w, b.dprecedence}, b.link);
   copy(grad.precedence, b.dprecedence, n);
 
   // M' = psi M (1 - w e) + w v

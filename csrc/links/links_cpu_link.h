@@ -241,8 +241,9 @@ void link_read_bwd(const LinkReadBwdArgs& a, int threads) {
       const int64_t rows = i + 2 <= end ? 2 : 1;
       clear(gradient.dlink + i * n, rows * n);
       by_heads(reads, [&]<int HEADS>(int64_t first) {
-        rows == 2 ? link_bwd_rows<HEADS, 2, Links::given>(pass, i, first, gradient)
-                  : link_bwd_rows<HEADS, 1, Links::given>(pass, i, first, gradient);
+        const A* const link = pass.link + i * n;
+        rows == 2 ? link_bwd_rows<HEADS, 2, Links::given>(pass, link, i, first, gradient)
+                  : link_bwd_rows<HEADS, 1, Links::given>(pass, link, i, first, gradient);
       });
       i += rows;
     }

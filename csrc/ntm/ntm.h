@@ -84,7 +84,7 @@ struct NtmBwdArgs {
   int threads;
 };
 
-// Rows in a checkpoint are padded to whole vectors.
+// A checkpoint is a state without h and the reads, its rows padded to whole vectors.
 int ntm_vector_bytes();
 int64_t ntm_checkpoint_numel(const NtmSizes& s);
 int64_t ntm_fwd_cpu_scratch_bytes(const NtmSizes& s, int threads);
@@ -92,7 +92,7 @@ int64_t ntm_bwd_cpu_scratch_bytes(const NtmSizes& s, int threads);
 void ntm_fwd_cpu(const NtmFwdArgs& args);
 void ntm_bwd_cpu(const NtmBwdArgs& args);
 
-// On CUDA a checkpoint has no padding and neither h nor reads, `threads` is not used, and scratch also
+// On CUDA a checkpoint has no padding, `threads` is not used, and scratch also
 // depends on the device.
 int64_t ntm_cuda_checkpoint_numel(const NtmSizes& s);
 int64_t ntm_fwd_cuda_scratch_bytes(const NtmSizes& s, int device_index);

@@ -14,8 +14,10 @@ struct Ntm {
   const Team team;
 
   explicit Ntm(const NtmSizes& sizes, Team t = {1}) : s(sizes), at(sizes), team(t) {}
-  State<A> state(Carver<A>& carver) const { return State<A>(carver, s); }
-  Step<A> step(Carver<A>& carver) const { return Step<A>(carver, s); }
+  State<A> state(Carver<A>& carver, Holds holds) const { return State<A>(carver, s, holds); }
+  State<A> step_state(Carver<A>& carver, A*) const { return State<A>(carver, s, Holds::step); }
+  int64_t record() const { return 0; }
+  Step<A> step(Carver<A>& carver, A*) const { return Step<A>(carver, s); }
   StepScratch<A> scratch(Carver<A>& carver) const { return StepScratch<A>(carver, s); }
   int64_t spare() const { return 0; }
 
@@ -41,10 +43,10 @@ struct Ntm {
     unpad_rows(from.h, b, 1, s.hidden, to.h);
     unpad_rows(from.c, b, 1, s.hidden, to.c);
   }
-  void fwd(const State<A>& prev, const State<A>& next, const Step<A>& step, A*) const {
-    memory_step_fwd(s, at, prev, next, step);
+  void fwd(bool again, const State<A>& prev, const State<A>& next, const Step<A>& step, A*) const {
+    memory_step_fwd(s, at, again, prev, next, step);
   }
-  void bwd(const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
+  void bwd(int64_t, const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
            const StepScratch<A>& scratch, A* dxi) const {
     memory_step_bwd(s, at, prev, next, step, grad, scratch, dxi);
   }
@@ -61,7 +63,8 @@ void ntm_bwd(const NtmBwdArgs& a) {
 
 int ntm_vector() { return kVectorBytes; }
 int64_t ntm_checkpoint(const NtmSizes& s) {
-  return s.dtype == DType::f64 ? state_numel(Ntm<double>(s)) : state_numel(Ntm<float>(s));
+  return s.dtype == DType::f64 ? CheckpointLayout(Ntm<double>(s)).numel
+                               : CheckpointLayout(Ntm<float>(s)).numel;
 }
 int64_t ntm_fwd_scratch(const NtmSizes& s, int threads) {
   return s.dtype == DType::f64 ? fwd_scratch_bytes<Ntm<double>>(s, threads)

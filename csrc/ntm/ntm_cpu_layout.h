@@ -27,15 +27,16 @@ struct Interface {
 // Rows over cells have `cells` entries padded to `n`. The memory lies transposed, [W][n]: one lane, one cell.
 template <class A>
 struct State {
-  A *memory, *weights, *reads, *h, *c;  // weights: [2 P][n]
+  A *memory, *weights, *c, *reads, *h;  // weights: [2 P][n]
 
-  State(Carver<A>& carver, const NtmSizes& s) {
+  // What is not held is null.
+  State(Carver<A>& carver, const NtmSizes& s, Holds holds) {
     const int64_t n = padded<A>(s.cells);
     memory = carver.take(s.width * n);
     weights = carver.take(2 * s.reads * n);
-    reads = carver.take(s.reads * s.width);
-    h = carver.take(s.hidden);
     c = carver.take(s.hidden);
+    reads = holds == Holds::all ? carver.take(s.reads * s.width) : nullptr;
+    h = holds == Holds::all ? carver.take(s.hidden) : nullptr;
   }
 };
 

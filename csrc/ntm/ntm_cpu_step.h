@@ -48,10 +48,11 @@ A* memory_after(const NtmSizes& s, const State<A>& next, const Step<A>& step, in
   return p + 1 == s.reads ? next.memory : step.pair(s, p).memory;
 }
 
-// `next` may share its arrays with `prev`. step.xi holds the interface vector.
+// `next` may share its arrays with `prev`. step.xi holds the interface vector. A step that is done again
+// makes no reads.
 template <class A>
-void memory_step_fwd(const NtmSizes& s, const Interface& at, const State<A>& prev, const State<A>& next,
-                     const Step<A>& step) {
+void memory_step_fwd(const NtmSizes& s, const Interface& at, bool again, const State<A>& prev,
+                     const State<A>& next, const Step<A>& step) {
   const int64_t n = padded<A>(s.cells);
   for (int64_t p = 0; p < s.reads; ++p) {
     const Pair<A> pair = step.pair(s, p);
@@ -74,7 +75,7 @@ void memory_step_fwd(const NtmSizes& s, const Interface& at, const State<A>& pre
         sum += m * load(reading + i);
         store(written + w * n + i, m * (A(1) - weight * pair.erase[w]) + weight * pair.add[w]);
       }
-      next.reads[p * s.width + w] = sum_of_lanes<A>(sum);
+      if (!again) next.reads[p * s.width + w] = sum_of_lanes<A>(sum);
     }
   }
 }

@@ -1,7 +1,8 @@
 """Registered operations of the DNC's recurrence: allocation and one core call each. Arguments as in csrc/dnc/dnc.h.
 
-A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkpoint on the CPU is a state whose rows
-are padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
+A state is nine tensors, in the order of :class:`~sysgen.ops.DNCState`. A checkpoint is a state without h and the reads.
+On the CPU its rows are padded to whole vectors of the processor, and behind them stand the projections of the read
+weights through the links, [2, R, N] for each step that the checkpoint is for: backward then needs no links for them.
 """
 
 from typing import NamedTuple
@@ -41,7 +42,7 @@ def interface_size(reads, width, masked, sharpen):
     return size + masked * width * (1 + reads) + sharpen * 2 * reads
 
 
-def _checkpoint_numel(state, dtype):
+def _checkpoint_numel(state, dtype, steps):
     _, reads, cells = state[7].shape
     width, hidden = state[2].shape[2], state[0].shape[1]
     if state[0].is_cuda or core.emulated:
@@ -51,14 +52,14 @@ def _checkpoint_numel(state, dtype):
     def padded(n):
         return (n + lanes - 1) // lanes * lanes
 
-    return padded(cells) * (width + cells + 3 + reads) + padded(reads * width) + 2 * padded(hidden)
+    return padded(cells) * (width + cells + 3 + reads + 2 * reads * steps) + padded(hidden)
 
 
 def _fwd_outputs(new, input, state, chunk, save):
     steps, batch, _ = input.shape
     hidden, reads = state[0], state[8]
     chunks = (steps + chunk - 1) // chunk
-    checkpoints = (chunks, batch, _checkpoint_numel(state, input.dtype)) if save else (0,)
+    checkpoints = (chunks, batch, _checkpoint_numel(state, input.dtype, min(chunk, steps))) if save else (0,)
     return (
         new(input, (steps, *hidden.shape)),
         new(input, (steps, *reads.shape)),

@@ -1,8 +1,8 @@
 """Registered operations of the Neural Turing Machine's recurrence: allocation and one core call each. Arguments as in
 csrc/ntm/ntm.h.
 
-A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. A checkpoint on the CPU is a state whose rows are
-padded to whole vectors of the processor; on CUDA it has no padding, and neither h nor the reads.
+A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. A checkpoint is a state without h and the reads; on
+the CPU its rows are padded to whole vectors of the processor.
 """
 
 import torch
@@ -35,7 +35,7 @@ def _checkpoint_numel(state, dtype):
     def padded(n):
         return (n + lanes - 1) // lanes * lanes
 
-    return padded(cells) * (width + 2 * heads) + padded(heads * width) + 2 * padded(hidden)
+    return padded(cells) * (width + 2 * heads) + padded(hidden)
 
 
 def _fwd_outputs(new, input, state, chunk, save):
