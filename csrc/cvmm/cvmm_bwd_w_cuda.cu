@@ -1,5 +1,6 @@
 // Launches cvmm_bwd_w: chooses the product for the types and the length of a segment for the shapes.
 #include "cvmm/cvmm_bwd_w_kernels.cuh"
+#include "cvmm/cvmm_hopper.h"
 #include "cvmm/cvmm_launch.h"
 
 namespace sysgen {
@@ -45,6 +46,13 @@ int64_t kept_segments(const CvmmBwdWArgs& a) {
   return routes > segment ? 2 * (routes / segment) : 0;
 }
 
+template <class P, class Args>
+bool takes_hopper_path(const CvmmBwdWArgs& a, const Args& k, void* stream) {
+  if constexpr (sizeof(typename P::T) == 2 && P::BM == 128 && P::BN == 128)
+    return cvmm_bwd_w_hopper(a, k, stream);
+  return false;
+}
+
 template <class P>
 void launch_product(const CvmmBwdWArgs& a, void* stream, int64_t max_blocks = kNoLimit) {
   using T = typename P::T;
@@ -73,7 +81,8 @@ void launch_product(const CvmmBwdWArgs& a, void* stream, int64_t max_blocks = kN
   const int64_t slots = a.route.num_routes() / k.segment + a.route.num_experts;
   const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_bwd_w_kernel", slots * tiles, max_blocks)),
                             dim3(P::THREADS), sizeof(CvmmBwdWShared<P>)};
-  SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
+  if (!takes_hopper_path<P>(a, k, stream))
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
 
   if (const int64_t kept = kept_segments<P>(a)) {
     const CvmmSegmentsArgs<T> s{k.offsets, k.num_experts, a.d * a.h, k.segment, k.segments, k.dw, k.dw_acc};

@@ -12,8 +12,6 @@ bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, int
 #else
 
 #include <climits>
-#include <cstdlib>
-#include <cstring>
 
 #include "cvmm/cvmm_hopper_kernels.cuh"
 #include "cvmm/cvmm_launch.h"
@@ -21,20 +19,6 @@ bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, int
 
 namespace sysgen {
 namespace {
-
-bool wanted() {
-  const char* set = std::getenv("SYSGEN_HOPPER");
-  return set && std::strcmp(set, "1") == 0;
-}
-
-// Depends on shapes and addresses only. Tiles of 128 rows: with fewer routes an expert they are mostly
-// padding.
-template <class T>
-bool fits(const CvmmFwdArgs& a, const CvmmFwdKernelArgs<T, T>& k) {
-  constexpr int64_t kRowsOfExpert = 64;
-  return k.x.vec == 16 && a.d > 0 && a.d <= INT_MAX && a.h <= INT_MAX && a.route.num_experts <= INT_MAX &&
-         a.route.num_routes() >= kRowsOfExpert * a.route.num_experts;
-}
 
 template <class P>
 bool launch_tiles(const CvmmFwdArgs& a, const CvmmFwdKernelArgs<typename P::T, typename P::T>& k,
@@ -64,7 +48,9 @@ bool launch_tiles(const CvmmFwdArgs& a, const CvmmFwdKernelArgs<typename P::T, t
 
 template <class T>
 bool launch_hopper(const CvmmFwdArgs& a, const CvmmFwdKernelArgs<T, T>& k, int columns, void* stream) {
-  if (!wanted() || !fits(a, k) || compute_capability("cvmm") != 90) return false;
+  if (!hopper_path_wanted(a.route, "cvmm") || k.x.vec != 16 || a.d == 0 || a.d > INT_MAX || a.h > INT_MAX ||
+      a.route.num_experts > INT_MAX)
+    return false;
   if (columns == 64)
     return k.w_kn ? launch_tiles<CvmmHopperTile<T, 64, true> >(a, k, stream)
                   : launch_tiles<CvmmHopperTile<T, 64, false> >(a, k, stream);

@@ -5,7 +5,7 @@
 // the epilogue.
 #pragma once
 #include "cvmm/cvmm_fwd_kernels.cuh"
-#include "device/hopper.cuh"
+#include "cvmm/cvmm_hopper_ring.cuh"
 
 namespace sysgen {
 
@@ -22,29 +22,15 @@ struct CvmmHopperTile {
   using T = T_;
   static constexpr bool KN = KN_;
   static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 64 ? 8 : 6;
-  static constexpr int PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS;
+  static constexpr int PRODUCERS = RING_PRODUCERS, CONSUMERS = RING_CONSUMERS, THREADS = RING_THREADS;
   static constexpr int BOX_ROWS = KN ? BK : BN, BOX = BOX_ROWS * 64, BOXES = BN * BK / BOX;
   static constexpr u32 B_BYTES = sizeof(T) * BN * BK;
   struct Stages {
     T a[STAGES][BM][BK];
     T b[STAGES][BOXES][BOX];
   };
-  using Barriers = Mbarrier[2][STAGES];
+  using Barriers = RingBarriers<STAGES>;
   static constexpr u32 SHARED = sizeof(Stages) + 1024 - 128 + (sizeof(Barriers) + 127) / 128 * 128;
-};
-
-// Accumulators of a warpgroup's 64 rows, in the terms of cvmm_products.cuh.
-template <int BN>
-struct WgmmaProduct {
-  static constexpr int ROWS = 2, RUNS = BN / 8, LEN = 2, RUN_STRIDE = 8;
-  int first_row, lane;
-  float acc[BN / 2];
-
-  __device__ __forceinline__ explicit WgmmaProduct(int warp) : first_row(warp * 16), lane(lane_id()) {}
-  __device__ __forceinline__ int row(int i) const { return first_row + i * 8 + lane / 4; }
-  __device__ __forceinline__ int col(int j) const { return j * RUN_STRIDE + lane % 4 * 2; }
-  __device__ __forceinline__ float& at(int i, int j, int l) { return acc[4 * j + 2 * i + l]; }
-  __device__ __forceinline__ float at(int i, int j, int l) const { return acc[4 * j + 2 * i + l]; }
 };
 
 struct CvmmHopperWork {
@@ -61,16 +47,6 @@ cvmm_hopper_work(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a, i64 i
   const i64 left = (e < a.num_experts ? a.offsets[e + 1] : a.num_routes) - row0;
   return {e, row0, i64(n_tile) * P::BN, left < 0 ? 0 : left < P::BM ? int(left) : P::BM, n_tile};
 }
-
-// Which stage of the ring, and the parity of its barrier's phase.
-template <int STAGES>
-struct RingPlace {
-  int stage;
-  u32 parity;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, parity ^= 1;
-  }
-};
 
 template <class P>
 __device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typename P::T>& args,
@@ -254,20 +230,13 @@ __global__ void __launch_bounds__(P::THREADS, 1)
   Smem smem;
   auto& stages = smem.array<typename P::Stages, 1024>();
   auto& barriers = smem.array<typename P::Barriers>();
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < P::STAGES; ++s) {
-      mbarrier_init(barriers[0][s], P::PRODUCERS + 1);  // their copies, and thread 0 for TMA
-      mbarrier_init(barriers[1][s], P::CONSUMERS / 32);
-    }
-    fence_mbarrier_init();
-    prefetch_tensor_map(args.w);
-  }
-  __syncthreads();
+  if (threadIdx.x == 0) prefetch_tensor_map(args.w);
+  start_ring<P>(barriers, P::PRODUCERS + 1);  // their copies, and thread 0 for TMA
   if (warp_id() < P::PRODUCERS / 32) {
-    registers_decrease<56>();
+    registers_decrease<RING_PRODUCER_REGISTERS>();
     cvmm_hopper_produce<P>(args, stages, barriers);
   } else {
-    registers_increase<224>();
+    registers_increase<RING_CONSUMER_REGISTERS>();
     cvmm_hopper_consume<P>(args, stages, barriers);
   }
 }

@@ -1,6 +1,9 @@
 // The kernels of the weight gradient, every product, with one and with several segments, against a sum in
 // float64.
+#include <stdlib.h>
+
 #include "cvmm/cvmm_bwd_w_cuda.cu"
+#include "cvmm/cvmm_hopper_bwd_w_cuda.cu"
 #include "kernel_test.h"
 
 namespace sysgen {
@@ -131,6 +134,32 @@ void run_without_bank_conflicts(Random& random) {
     }
 }
 
+// The path for sm_90a: rows that are copied 16 bytes at a time, at least 64 routes an expert, so that some have several
+// segments. The bounds are those of sm_80's path.
+void run_hopper_path(Random& random, int i) {
+  Case c{};
+  c.dtype = i % 2 ? DType::bf16 : DType::f16;
+  c.w_dtype = i / 2 % 2 ? DType::f32 : c.dtype;
+  c.experts = pick(random, {1, 2, 4});
+  c.k = pick(random, {1, 3});
+  c.tokens = (64 * c.experts + c.k - 1) / c.k + pick(random, {0, 7, 130, 311});
+  c.d = pick(random, {8, 72, 136, 200});
+  c.h = pick(random, {8, 64, 136});
+  c.pattern = static_cast<Pattern>(random() % 5);
+  c.x_routed = random() % 2;
+  c.dy_routed = random() % 2;
+  c.gate = random() % 2;
+  c.gap = pick(random, {0, 8, 24});
+  setenv("SYSGEN_HOPPER", "1", 1);
+  emulator::counters = {};
+  run(c, random);
+  if (c.pattern != Pattern::all_dropped) {
+    if (!emulator::counters.wgmma) throw std::runtime_error(cat("not taken: ", describe(c)));
+    expect_no_bank_conflicts(describe(c));
+  }
+  unsetenv("SYSGEN_HOPPER");
+}
+
 // Rows further apart than 2^31 elements.
 void run_far_apart() {
   constexpr int64_t kFar = (int64_t{1} << 31) + 64, d = 5, h = 3;
@@ -186,6 +215,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < count; ++i) run(random_case(random, i), random);
     run_far_apart();
     run_without_bank_conflicts(random);
+    for (int i = 0; i < count / 4; ++i) run_hopper_path(random, i);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;
