@@ -14,14 +14,15 @@ int64_t segments_of(const SelectionSizes& s) {
   return std::max<int64_t>(1, (s.tokens + segment_tokens(s) - 1) / segment_tokens(s));
 }
 
-bool is_wide(const SelectionSizes& s) { return s.num_experts > (s.dtype == DType::f64 ? 128 : 1024); }
-
 // Calls f(P()) with the smallest tile that holds a token's logits.
 template <class F>
 void with_select_tile(const SelectionSizes& s, F f) {
-  if (s.dtype == DType::f64) return is_wide(s) ? f(SelectTile<double, 0>()) : f(SelectTile<double, 4>());
-  if (is_wide(s)) return f(SelectTile<float, 0>());
-  s.num_experts > 128 ? f(SelectTile<float, 32>()) : f(SelectTile<float, 4>());
+  const int64_t e = s.num_experts;
+  if (s.dtype == DType::f64) return e > 128 ? f(SelectTile<double, 0>()) : f(SelectTile<double, 4>());
+  if (e > 1024) return f(SelectTile<float, 0>());
+  if (e > 512) return f(SelectTile<float, 32>());
+  if (e > 128) return f(SelectTile<float, 16>());
+  e > 32 ? f(SelectTile<float, 4>()) : f(SelectTile<float, 1>());
 }
 
 template <class P>
@@ -34,7 +35,7 @@ LaunchConfig warps_grid(int64_t warps) {
 
 int64_t select_experts_fwd_cuda_scratch_bytes(const SelectExpertsFwdArgs& a) {
   if (!a.log_sum) return 0;
-  return (is_wide(a.s) ? 2 : 1) * segments_of(a.s) * a.s.num_experts * size_of(a.s.dtype);
+  return segments_of(a.s) * a.s.num_experts * size_of(a.s.dtype);
 }
 int64_t select_experts_bwd_cuda_scratch_bytes(const SelectExpertsBwdArgs&) { return 0; }
 
@@ -56,10 +57,7 @@ void select_experts_fwd_cuda(const SelectExpertsFwdArgs& args, int device_index,
     a.segment_tokens = segment_tokens(args.s);
     a.dropped = static_cast<u32>(args.expert_dropout * 65536 + 0.5);
     a.selection = static_cast<int>(args.selection);
-    if (args.log_sum) {
-      a.partials = static_cast<A*>(args.scratch);
-      a.sums = is_wide(args.s) ? a.partials + a.segments * a.num_experts : nullptr;
-    }
+    if (args.log_sum) a.partials = static_cast<A*>(args.scratch);
     SYSGEN_LAUNCH_TEMPLATE(select_experts_fwd_kernel, P, warps_grid<P>(a.segments), stream, a);
     if (!args.log_sum) return;
     using Q = SelectSumTile<A>;

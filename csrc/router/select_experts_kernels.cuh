@@ -1,17 +1,16 @@
-// Selection of experts, see select_experts.h: a warp takes a token at a time, and expert e belongs to lane e
-// % 32.
+// Selection of experts, see select_experts.h: a warp takes a token at a time, and expert e belongs to lane
+// e % 32.
 //
 // The chosen experts are found one after the other, each as the first one behind the one before in the order
 // of logits and indices, so that nothing has to remember who was taken. Sums over tokens: a warp walks over a
-// segment of them and keeps a running log-sum-exp for each expert; select_experts_sum_kernel joins the
-// segments.
+// segment of them and adds up the probabilities of each expert; select_experts_sum_kernel joins the segments.
 #pragma once
 #include "common/kernel_math.cuh"
 
 namespace sysgen {
 
-// SLOTS logits of a token and as many sums are in registers of each lane. 0: for any number of experts,
-// everything stays in global memory.
+// A lane has SLOTS logits of a token, and as many sums, in registers. 0: for any number of experts, all stay
+// in global memory.
 template <class A_, int SLOTS_>
 struct SelectTile {
   using A = A_;
@@ -28,12 +27,12 @@ enum SelectGate { kGateSigmoid, kGateSoftmax, kGateSoftmaxAfterTopk };
 
 template <class A>
 struct SelectExpertsFwdDevice {
-  const A* logits;     // [T, E]
-  const i64* seed;     // [1]
-  i64* experts;        // [T, k]
-  A* gate;             // [T, k]
-  A* lse;              // [T] or null
-  A *partials, *sums;  // scratch [segments, E]; null without sums over tokens, the second one with SLOTS too
+  const A* logits;  // [T, E]
+  const i64* seed;  // [1]
+  i64* experts;     // [T, k]
+  A* gate;          // [T, k]
+  A* lse;           // [T] or null
+  A* partials;      // scratch [segments, E], or null: logarithms of the sums over tokens
   i64 tokens, num_experts, k, segments, segment_tokens;
   u32 dropped;  // experts whose 16 bits are below it
   int selection;
@@ -108,74 +107,118 @@ struct LogSum {
 template <class P>
 struct SelectLane {
   using A = typename P::A;
-  A values[P::SLOTS ? P::SLOTS : 1];
-  LogSum<A> logs[P::SLOTS ? P::SLOTS : 1];
-  u32 dropped_slots;
+  static constexpr bool WIDE = P::SLOTS == 0;
+  static constexpr int SLOTS = WIDE ? 1 : P::SLOTS;
+  // What underflows in a sum of probabilities as large as this does not show.
+  static constexpr A SAFE_SUM = A(0x1p-60);
+  A values[SLOTS], sums[SLOTS];
+  SelectKey<A> keys[SLOTS];
   const A* row;
-  i64 num_experts;
+  i64 token;
+  A lse;
+  const SelectExpertsFwdDevice<A>& a;
+  const SelectNoise<A> noise;
+
+  __device__ __forceinline__ explicit SelectLane(const SelectExpertsFwdDevice<A>& a_) : a(a_), noise(a_) {}
 
   // f(slot, expert) for the experts of this lane.
   template <class F>
   __device__ __forceinline__ void each(const F& f) const {
-    if constexpr (P::SLOTS > 0) {
-#pragma unroll
-      for (int i = 0; i < P::SLOTS; ++i) {
-        const i64 e = lane_id() + 32 * i;
-        if (e < num_experts) f(i, e);
-      }
+    if constexpr (WIDE) {
+#pragma unroll 1  // several at once need more registers than there are around a division
+      for (i64 e = lane_id(); e < a.num_experts; e += 32) f(0, e);
     } else {
-      for (i64 e = lane_id(); e < num_experts; e += 32) f(0, e);
+#pragma unroll
+      for (int i = 0; i < SLOTS; ++i) {
+        const i64 e = lane_id() + 32 * i;
+        if (e < a.num_experts) f(i, e);
+      }
     }
   }
-  __device__ __forceinline__ A value(int slot, i64 e) const {
-    if constexpr (P::SLOTS > 0) return values[slot];
-    return row[e];
+  __device__ __forceinline__ SelectKey<A> make_key(i64 e, A z) const {
+    return noise.drops(token, e) ? SelectKey<A>(0) : select_key(z);
   }
-  __device__ __forceinline__ void read(const SelectExpertsFwdDevice<A>& a, i64 token,
-                                       const SelectNoise<A>& noise) {
-    row = a.logits + token * num_experts;
-    dropped_slots = 0;
-    if constexpr (P::SLOTS > 0)
+  __device__ __forceinline__ SelectKey<A> key(int slot, i64 e) const {
+    if constexpr (WIDE)
+      return make_key(e, row[e]);
+    else
+      return keys[slot];
+  }
+  __device__ __forceinline__ void read(i64 token_) {
+    token = token_;
+    row = a.logits + token * a.num_experts;
+    if constexpr (!WIDE)
       each([&](int i, i64 e) {
         values[i] = row[e];
-        if (noise.drops(token, e)) dropped_slots |= 1u << i;
+        keys[i] = make_key(e, values[i]);
       });
   }
-  __device__ __forceinline__ SelectKey<A> key(int slot, i64 token, i64 e, const SelectNoise<A>& noise) const {
-    bool dropped;
-    if constexpr (P::SLOTS > 0)
-      dropped = dropped_slots >> slot & 1u;
-    else
-      dropped = noise.drops(token, e);
-    return dropped ? SelectKey<A>(0) : select_key(value(slot, e));
-  }
-  __device__ __forceinline__ A log_sum_exp() const {
-    A top = minus_infinity<A>(), sum = 0;
-    each([&](int i, i64 e) { top = Largest()(top, value(i, e)); });
+
+  // The token's log-sum-exp; adds its probabilities to the sums. The values are then used up.
+  __device__ __forceinline__ void normalise(A* segment_sums) {
+    A top = minus_infinity<A>(), total = 0;
+    each([&](int i, i64 e) { top = Largest()(top, WIDE ? row[e] : values[i]); });
     top = over_warp<Largest>(top);
-    each([&](int i, i64 e) { sum += exp_of(value(i, e) - top); });
-    return top + log_of(over_warp<Sum>(sum));
+    each([&](int i, i64 e) {
+      const A x = exp_of((WIDE ? row[e] : values[i]) - top);
+      if constexpr (!WIDE) values[i] = x;
+      total += x;
+    });
+    total = over_warp<Sum>(total);
+    lse = top + log_of(total);
+    if (lane_id() == 0) a.lse[token] = lse;
+    if (!segment_sums) return;
+    const A scale = 1 / total;
+    each([&](int i, i64 e) {
+      if constexpr (WIDE)
+        segment_sums[e] += exp_of(row[e] - top) * scale;
+      else
+        sums[i] += values[i] * scale;
+    });
+  }
+
+  __device__ __forceinline__ void clear_sums(A* segment_sums) {
+    each([&](int i, i64 e) {
+      if constexpr (WIDE)
+        segment_sums[e] = 0;
+      else
+        sums[i] = 0;
+    });
+  }
+  // Logarithms of the sums; those that may have underflowed are taken again, from logarithms.
+  __device__ __forceinline__ void finish_sums(i64 begin, i64 end, A* segment_sums) const {
+    __syncwarp();  // lse is read by other lanes than the one that wrote it
+    each([&](int i, i64 e) {
+      const A sum = WIDE ? segment_sums[e] : sums[i];
+      A y = log_of(sum);
+      if (sum < SAFE_SUM) {
+        LogSum<A> log;
+        log.clear();
+        for (i64 t = begin; t < end; ++t) log.add(a.logits[t * a.num_experts + e] - a.lse[t]);
+        y = log.value();
+      }
+      segment_sums[e] = y;
+    });
   }
 };
 
 // Experts and gates of one token. What slot s of it needs is done by lane s % 32.
 template <class P>
 __device__ __forceinline__ void select_for_token(const SelectExpertsFwdDevice<typename P::A>& a,
-                                                 const SelectLane<P>& lane, i64 token,
-                                                 const SelectNoise<typename P::A>& noise, typename P::A lse) {
+                                                 const SelectLane<P>& lane) {
   using A = typename P::A;
   using Key = SelectKey<A>;
-  i64* const experts = a.experts + token * a.k;
-  A* const gate = a.gate + token * a.k;
+  i64* const experts = a.experts + lane.token * a.k;
+  A* const gate = a.gate + lane.token * a.k;
   Key before = ~Key(0);
   i64 last = -1;
-  A base = lse, total = 0;
+  A base = lane.lse, total = 0;
   i64 count = 0;
   for (; count < a.k; ++count) {
     Key best = 0;
     i64 at = 0;
     lane.each([&](int i, i64 e) {
-      const Key key = lane.key(i, token, e, noise);
+      const Key key = lane.key(i, e);
       const bool behind = key < before || (key == before && e > last);
       if (behind && key > best) best = key, at = e;
     });
@@ -209,40 +252,19 @@ __device__ __forceinline__ void select_for_token(const SelectExpertsFwdDevice<ty
 template <class P>
 __global__ void __launch_bounds__(P::THREADS)
     select_experts_fwd_kernel(const SelectExpertsFwdDevice<typename P::A> a) {
-  using A = typename P::A;
-  const SelectNoise<A> noise(a);
-  SelectLane<P> lane;
-  lane.num_experts = a.num_experts;
+  SelectLane<P> lane(a);
+  lane.lse = 0;
   const i64 warps = i64(gridDim.x) * P::WARPS;
   for (i64 segment = i64(blockIdx.x) * P::WARPS + warp_id(); segment < a.segments; segment += warps) {
-    A* const partials = a.partials + segment * a.num_experts;
-    A* const sums = a.sums + segment * a.num_experts;
-    if (a.partials)
-      lane.each([&](int i, i64 e) {
-        lane.logs[i].clear();
-        if constexpr (P::SLOTS == 0) partials[e] = lane.logs[0].largest, sums[e] = 0;
-      });
+    auto* const sums = a.partials ? a.partials + segment * a.num_experts : nullptr;
+    if (sums) lane.clear_sums(sums);
     const i64 begin = segment * a.segment_tokens, end = min(begin + a.segment_tokens, a.tokens);
     for (i64 token = begin; token < end; ++token) {
-      lane.read(a, token, noise);
-      A lse = 0;
-      if (a.lse) {
-        lse = lane.log_sum_exp();
-        if (lane_id() == 0) a.lse[token] = lse;
-      }
-      if (a.partials)
-        lane.each([&](int i, i64 e) {
-          if constexpr (P::SLOTS == 0) lane.logs[0] = {partials[e], sums[e]};
-          lane.logs[i].add(lane.value(i, e) - lse);
-          if constexpr (P::SLOTS == 0) partials[e] = lane.logs[0].largest, sums[e] = lane.logs[0].sum;
-        });
-      select_for_token<P>(a, lane, token, noise, lse);
+      lane.read(token);
+      if (a.lse) lane.normalise(sums);
+      select_for_token<P>(a, lane);
     }
-    if (a.partials)
-      lane.each([&](int i, i64 e) {
-        if constexpr (P::SLOTS == 0) lane.logs[0] = {partials[e], sums[e]};
-        partials[e] = lane.logs[i].value();
-      });
+    if (sums) lane.finish_sums(begin, end, sums);
   }
 }
 
