@@ -9,6 +9,7 @@
 #include "dnc/dnc_bind.h"
 #include "geometric_attention/geometric_attention_bind.h"
 #include "links/links_bind.h"
+#include "moe_ffn/moe_ffn_bind.h"
 #include "ntm/ntm_bind.h"
 #include "router/select_experts_bind.h"
 #include "routing/route_bind.h"
@@ -45,6 +46,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_geometric_attention(m);
   sysgen::register_content(m);
   sysgen::register_links(m);
+  sysgen::register_moe_ffn(m);
   sysgen::register_ntm(m);
   sysgen::register_router(m);
 #if !defined(SYSGEN_EMULATOR)

@@ -17,7 +17,7 @@ OPERATIONS = {
     "route": ("route_fwd",),
     "select_experts": ("select_experts_fwd", "select_experts_bwd"),
     "cvmm": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_dot", "cvmm_bwd_w"),
-    "moe_ffn": ("cvmm_fwd", "cvmm_bwd_x", "cvmm_bwd_w"),
+    "moe_ffn": ("moe_ffn_fwd", "moe_ffn_bwd", "cvmm_bwd_w"),
     "geometric_attention": ("geometric_attention_fwd", "geometric_attention_bwd"),
     "geometric_attention_scores": (),
     "geometric_attention_weights": (),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cmake_build import cmake_build
 
-from sysgen.ops import _core_call, _cvmm_ops, _dnc_ops, _ntm_ops, routing
+from sysgen.ops import _core_call, _cvmm_ops, _dnc_ops, _moe_ffn_ops, _ntm_ops, routing
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / f"emulated-{sysconfig.get_config_var('SOABI')}"
@@ -45,7 +45,7 @@ def _in_place(target):
     module, reason = _load(target)
     if module is None:
         pytest.skip(reason)
-    places = (_core_call, _cvmm_ops, _dnc_ops, _ntm_ops, routing)
+    places = (_core_call, _cvmm_ops, _dnc_ops, _moe_ffn_ops, _ntm_ops, routing)
     previous = [place.core for place in places]
     for place in places:
         place.core = module

@@ -156,6 +156,26 @@ def links_samples(dtype, device, lead=(6,), k=2, h=7, **_):
     }
 
 
+def moe_ffn_samples(x, w, gate, bias, y_rows, route):
+    """Back to x's width: dy is like x. With and without what the forward keeps, and with everything unwanted; one with
+    hidden rows of the width that the fused CUDA kernel takes."""
+    down = w.mT.contiguous()
+    arguments = (x, w, down, *route, gate)
+    wide = values(torch.Generator().manual_seed(0), (w.shape[0], w.shape[1], 72), w.dtype, w.device)
+    return {
+        "moe_ffn_fwd": [
+            (*arguments, bias, "gelu", True, 0),
+            (*arguments, None, "relu", False, 0),
+            (x, wide, wide.mT.contiguous(), *route, gate, None, "tanh", True, 0),
+        ],
+        "moe_ffn_bwd": [
+            (x, *arguments, bias, y_rows, "silu", True, True, True, True, 0),
+            (x, *arguments, None, None, "tanh", True, False, False, False, 0),
+            (x, *arguments, bias, y_rows, "relu", False, False, True, False, 0),
+        ],
+    }
+
+
 def router_samples(dtype, device, lead=(6,), k=2, num_experts=3, **_):
     """Selection of experts, with and without what the regulariser needs. float32 and float64 only."""
     if dtype not in (torch.float32, torch.float64):
@@ -192,6 +212,7 @@ def samples(dtype=torch.float32, device="cpu", **sizes):
         "cvmm_bwd_x": [(y, w, *route, gate, x, True, 0), (y_rows, w, *route, None, rows, False, 0)],
         "cvmm_dot": [(x, w, bias, y, *route, 0), (rows, w, None, y_rows, *route, 0)],
         "cvmm_bwd_w": [(x, y, *route, gate, dtype, 0), (rows, y_rows, *route, None, wide, 0)],
+        **moe_ffn_samples(x, w, gate, bias, y_rows, route),
         **dnc_samples(dtype, device, **sizes),
         **content_samples(dtype, device, **sizes),
         **links_samples(dtype, device, **sizes),

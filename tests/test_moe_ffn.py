@@ -7,6 +7,7 @@ import torch
 from support import DTYPES, HALF, check_moe_ffn, dtype_id, place, routes, values
 
 from sysgen import ops
+from sysgen._memory import peak_memory
 from sysgen.testing import check_gradients
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "identity")
@@ -18,6 +19,7 @@ SHAPES = [
     ((1,), 1, 1, 1, 1, 1),
     ((4, 3), 3, 17, 33, 17, 11),
     ((53,), 4, 67, 41, 67, 6),
+    ((35,), 2, 37, 70, 11, 2),  # of the fused CUDA kernel
     ((0,), 2, 5, 7, 5, 3),
     ((5,), 0, 3, 2, 3, 4),
     ((9,), 2, 0, 4, 3, 3),
@@ -55,17 +57,18 @@ def test_values_and_gradients(backend, shape, dtypes):
 @pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2]], ids=dtype_id)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_kept_or_recomputed(compiled, activation, dtypes):
-    inputs = make_inputs((19,), 3, 11, 13, 7, 4, dtypes, compiled.device)
-    inputs["activation"] = activation
-    leaves = [t for t in inputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    results = []
-    for recompute in BOOLEANS:
-        call = {**inputs, "recompute": recompute}
-        check_moe_ffn(ops, call, what=f"recompute={recompute}")
-        y = ops.moe_ffn(**call)
-        results.append([y, *torch.autograd.grad(y.sum(), leaves)])
-    for kept, recomputed in zip(*results):
-        assert torch.equal(kept, recomputed), "recomputing must not change a bit"
+    for hidden in (13, 70):  # without and with a fused CUDA kernel for half types
+        inputs = make_inputs((19,), 3, 11, hidden, 7, 4, dtypes, compiled.device)
+        inputs["activation"] = activation
+        leaves = [t for t in inputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+        results = []
+        for recompute in BOOLEANS:
+            call = {**inputs, "recompute": recompute}
+            check_moe_ffn(ops, call, what=f"recompute={recompute}")
+            y = ops.moe_ffn(**call)
+            results.append([y, *torch.autograd.grad(y.sum(), leaves)])
+        for kept, recomputed in zip(*results):
+            assert torch.equal(kept, recomputed), "recomputing must not change a bit"
 
 
 def test_equals_two_calls_of_cvmm(compiled):
@@ -75,6 +78,60 @@ def test_equals_two_calls_of_cvmm(compiled):
     hidden = ops.cvmm(x, r, w_up, bias=b_up).relu()
     expected = ops.cvmm(hidden, r, w_down, gate=gate, reduce=True)
     assert torch.equal(ops.moe_ffn(**inputs), expected)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, which a test may change."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_blocks_of_tokens(isa, activation, threads):
+    """2200 routes to two experts: by the number of threads four or three blocks, or one that all threads share."""
+    for dtypes in (DTYPES[1], DTYPES[3]):
+        inputs = make_inputs((1100,), 2, 5, 7, 6, 2, dtypes)
+        inputs["experts"][300:500] = 1  # one expert twice for a token, and a block without the other one
+        leaves = [t for t in inputs.values() if t.requires_grad]
+        results = []
+        for number in (1, 2, 3, 5):
+            for recompute in BOOLEANS:
+                threads(number)
+                y = ops.moe_ffn(**inputs, activation=activation, recompute=recompute)
+                results.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+        for other in results[1:]:
+            for a, b in zip(results[0], other):
+                assert torch.equal(a, b)
+        check_moe_ffn(ops, {**inputs, "activation": activation})
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_peak_memory(activation):
+    """No tensor of routes by d, forward or backward; without gradients only the hidden rows of the block in work."""
+    tokens, k, d, hidden, num_experts = 2048, 8, 128, 16, 2
+    inputs = make_inputs((tokens,), k, d, hidden, d, num_experts, DTYPES[1], bias=False, layout="contiguous")
+    inputs["experts"] = ops.route(inputs["experts"], num_experts)
+    leaves = [t for t in inputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+    weights = sum(t.nbytes for t in leaves[2:])
+    hidden_bytes, rows_bytes, small = tokens * k * hidden * 4, tokens * d * 4, 3 * tokens * k * 4
+
+    def forward():
+        return ops.moe_ffn(**inputs, activation=activation)
+
+    with torch.no_grad():
+        _, peak = peak_memory(forward, torch.device("cpu"))
+    assert peak <= rows_bytes + hidden_bytes // 4 + small
+
+    def step():
+        return torch.autograd.grad(forward(), leaves, torch.ones(tokens, d))
+
+    _, peak = peak_memory(step, torch.device("cpu"))
+    # y, dy and dx; what is kept, dz, and activated rows where those are not what is kept
+    rows_of_hidden = 3 if activation == "gelu" else 2
+    assert peak <= 3 * rows_bytes + rows_of_hidden * hidden_bytes + weights + small
+    assert peak < k * rows_bytes
 
 
 @pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2]], ids=dtype_id)

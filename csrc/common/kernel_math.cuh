@@ -16,6 +16,7 @@ __device__ __forceinline__ float sqrt_of(float x) { return sqrtf(x); }
 __device__ __forceinline__ double sqrt_of(double x) { return sqrt(x); }
 __device__ __forceinline__ float tanh_of(float x) { return tanhf(x); }
 __device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
+__device__ __forceinline__ float erfc_of(float x) { return erfcf(x); }
 
 template <class A>
 __device__ __forceinline__ A minus_infinity() {

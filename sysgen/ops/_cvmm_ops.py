@@ -18,7 +18,7 @@ def accumulator_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _rows(t):
+def rows(t):
     """The rows as the core takes them: inner stride 1, evenly spaced."""
     if t.is_contiguous():
         return t
@@ -39,8 +39,8 @@ def _run_fwd(x, w, route, gate, bias, out, other, dot, reduce, activation, preci
     if bias is not None:
         bias = bias.contiguous()
     if other is not None:
-        other = _rows(other)
-    tensors = (_rows(x), _weight(w), *route, gate, bias, out, other, dot)
+        other = rows(other)
+    tensors = (rows(x), _weight(w), *route, gate, bias, out, other, dot)
     scratch, stream = None, 0
     if x.is_cuda or core.emulated:
         scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, reduce, activation, precision), torch.uint8)
@@ -114,7 +114,7 @@ cvmm_dot = define_op(
 def _cvmm_bwd_w(x, dy, order, inverse, offsets, gate, dtype, precision):
     dw = empty(x, (offsets.shape[0] - 1, x.shape[-1], dy.shape[-1]), dtype)
     gate = None if gate is None else gate.contiguous()
-    tensors = (_rows(x), _rows(dy), order, inverse, offsets, gate, dw)
+    tensors = (rows(x), rows(dy), order, inverse, offsets, gate, dw)
     scratch, stream = None, 0
     if x.is_cuda or core.emulated:
         scratch = empty(x, core.cvmm_bwd_w_scratch_bytes(*tensors, precision), torch.uint8)

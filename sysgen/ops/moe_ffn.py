@@ -3,9 +3,9 @@
 import torch
 
 from . import _cvmm_checks as checks
-from . import _cvmm_ops as ops
 from ._activations import ACTIVATIONS
-from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product, product_and_dot
+from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product
+from ._moe_ffn_ops import moe_ffn_bwd, moe_ffn_fwd
 
 
 def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", recompute=False, precision="ieee"):
@@ -58,66 +58,68 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
     if needs_gradient(x, w_up, w_down, gate, b_up):
         y = _MoEFFN.apply(x, w_up, w_down, gate, b_up, *plan, activation, recompute)
     else:
-        y = _forward(x, w_up, w_down, gate, b_up, plan, ACTIVATIONS[activation])[0]
+        y = _forward(x, w_up, w_down, gate, b_up, plan, activation, False)[0]
     return y if len(r.lead_shape) == 1 else y.view(*r.lead_shape, w_down.shape[2])
 
 
-def _hidden(x, w_up, b_up, plan, act):
-    """The up projection: (what the activation's derivative needs, the activated hidden rows)."""
+def _forward(x, w_up, w_down, gate, b_up, plan, activation, keep):
     order, inverse, offsets, precision = plan
-    z = ops.cvmm_fwd(x, w_up, order, inverse, offsets, None, b_up, False, act.fused, precision)
-    h = z if act.fused else act.forward(z)
-    return (h if act.from_output else z), h
-
-
-def _forward(x, w_up, w_down, gate, b_up, plan, act):
-    saved, h = _hidden(x, w_up, b_up, plan, act)
-    order, inverse, offsets, precision = plan
-    y = ops.cvmm_fwd(h, w_down, order, inverse, offsets, gate, None, True, 0, precision)
-    return y, saved
+    return moe_ffn_fwd(x, w_up, w_down, order, inverse, offsets, gate, b_up, activation, keep, precision)
 
 
 class _MoEFFN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w_up, w_down, gate, b_up, order, inverse, offsets, precision, activation, recompute):
         plan = Plan(order, inverse, offsets, precision)
-        y, saved = _forward(x, w_up, w_down, gate, b_up, plan, ACTIVATIONS[activation])
-        saved = None if recompute else saved
-        ctx.save_for_backward(x, w_up, w_down, gate, b_up, order, inverse, offsets, saved)
+        y, kept = _forward(x, w_up, w_down, gate, b_up, plan, activation, not recompute)
+        kept = None if recompute else kept
+        ctx.save_for_backward(x, w_up, w_down, gate, b_up, order, inverse, offsets, kept)
         ctx.precision, ctx.activation = precision, activation
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, w_up, w_down, gate, b_up, *route, saved = ctx.saved_tensors
-        plan, act = Plan(*route, ctx.precision), ACTIVATIONS[ctx.activation]
-        need_x, need_up, need_down, need_gate, need_bias = ctx.needs_input_grad[:5]
-        need_hidden = need_x or need_up or need_bias
-        if torch.is_grad_enabled():  # create_graph: the hidden rows must carry their own history
-            z = product(x, w_up, None, b_up, plan, False)
-            h = act.forward(z)
-            saved = h if act.from_output else z
-        elif saved is None:
-            saved, h = _hidden(x, w_up, b_up, plan, act)
-        else:
-            h = saved if act.from_output else act.forward(saved)
-        dx = dw_up = dw_down = dgate = dbias = dz = None
-        if need_down:
-            dw_down = outer(h, dy, gate, plan, w_down.dtype)
-        if need_hidden and need_gate and not torch.is_grad_enabled():
-            dz, dgate = product_and_dot(dy, w_down, gate, h, plan)
-        else:
-            if need_gate:
-                dgate = dot(h, w_down, None, dy, plan)
-            if need_hidden:
-                dz = product(dy, w_down.transpose(1, 2), gate, None, plan, False)
+        x, w_up, w_down, gate, b_up, *route, kept = ctx.saved_tensors
+        plan, activation = Plan(*route, ctx.precision), ctx.activation
+        needs = ctx.needs_input_grad[:5]
+        _, need_up, need_down, _, need_bias = needs
+        hidden = _hidden_with_history if torch.is_grad_enabled() else _hidden_gradients
+        dz, h, dx, dgate = hidden(dy, x, w_up, w_down, gate, b_up, kept, plan, activation, needs)
+        dw_down = outer(h, dy, gate, plan, w_down.dtype) if need_down else None
         del h
-        if need_hidden:
-            dz = act.backward(dz, saved)
-            if need_x:
-                dx = product(dz, w_up.transpose(1, 2), None, None, plan, True)
-            if need_up:
-                dw_up = outer(x, dz, None, plan, w_up.dtype)
-            if need_bias:
-                dbias = bias_gradient(dz, None, plan, b_up.dtype)
+        dw_up = outer(x, dz, None, plan, w_up.dtype) if need_up else None
+        dbias = bias_gradient(dz, None, plan, b_up.dtype) if need_bias else None
         return dx, dw_up, dw_down, dgate, dbias, *(None,) * 6
+
+
+def _hidden_gradients(dy, x, w_up, w_down, gate, b_up, kept, plan, activation, needs):
+    """Gradient of the pre-activations, the activated rows, and the gradients of x and gate: what is needed of them."""
+    need_x, need_up, need_down, need_gate, need_bias = needs
+    need_hidden = need_x or need_up or need_bias
+    from_output = ACTIVATIONS[activation].from_output
+    dz = dx = dgate = None
+    h = kept if from_output else None
+    if need_hidden or need_gate or (need_down and h is None):
+        order, inverse, offsets, precision = plan
+        wanted = (need_hidden, need_x, need_gate, need_down)
+        dz, made, dx, dgate = moe_ffn_bwd(
+            *(dy, x, w_up, w_down, order, inverse, offsets, gate, b_up, kept, activation, *wanted, precision)
+        )
+        h = made if h is None else h
+    return dz, h, dx if need_x else None, dgate if need_gate else None
+
+
+def _hidden_with_history(dy, x, w_up, w_down, gate, b_up, kept, plan, activation, needs):
+    """The same for create_graph: of products that have derivatives, and of hidden rows with their own history."""
+    need_x, need_up, _, need_gate, need_bias = needs
+    act = ACTIVATIONS[activation]
+    z = product(x, w_up, None, b_up, plan, False)
+    h = act.forward(z)
+    dz = dx = dgate = None
+    if need_gate:
+        dgate = dot(h, w_down, None, dy, plan)
+    if need_x or need_up or need_bias:
+        dz = act.backward(product(dy, w_down.transpose(1, 2), gate, None, plan, False), h if act.from_output else z)
+        if need_x:
+            dx = product(dz, w_up.transpose(1, 2), None, None, plan, True)
+    return dz, h, dx, dgate
