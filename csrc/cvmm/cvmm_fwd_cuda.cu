@@ -1,4 +1,5 @@
 // Launches cvmm_fwd: chooses the product for the types and the tile for the shapes.
+#include "cvmm/cvmm_chunks_kernels.cuh"
 #include "cvmm/cvmm_fwd_kernels.cuh"
 #include "cvmm/cvmm_hopper.h"
 #include "cvmm/cvmm_launch.h"
@@ -75,17 +76,40 @@ void with_product(const CvmmFwdArgs& a, F f) {
   }
 }
 
-// Scratch: the rows in sorted order, if they are reduced, then the column tiles' shares of dot, if there are
-// several. Both in the accumulator type.
+// With `reduce`, tokens of one launch of the product, behind which their rows are summed up: all, or so few
+// that the rows are still in L2 (of 40 MiB and more) when they are summed. Depends on shapes only. Each chunk
+// reads the weights again: they must fit beside its rows, and each expert must have the rows of a tile.
+constexpr int64_t kChunkBytes = int64_t{20} << 20;
+int64_t tokens_of_chunk(const CvmmFwdArgs& a) {
+  const int64_t routes = a.route.num_routes(), experts = a.route.num_experts;
+  const int64_t row_bytes = a.h * (a.dtype == DType::f64 ? 8 : 4);
+  const int64_t tokens = kChunkBytes / std::max<int64_t>(a.route.k * row_bytes, 1);
+  const bool pays = a.out && a.reduce && routes * row_bytes > 2 * kChunkBytes &&
+                    experts * a.d * a.h * size_of(a.w_dtype) <= kChunkBytes / 2 &&
+                    tokens * a.route.k >= 128 * experts;
+  return pays ? tokens : a.route.num_tokens;
+}
+
+// Scratch: rows that are still to be reduced, the column tiles' shares of dot, if there are several or
+// several chunks, both in the accumulator type; and where the chunks lie.
 struct Scratch {
-  int64_t sorted_bytes, dot_bytes;
+  int64_t sorted_bytes, dot_bytes, chunk_bytes;
+  int64_t bytes() const { return sorted_bytes + dot_bytes + chunk_bytes; }
 };
 template <class P>
-Scratch scratch_of(const CvmmFwdArgs& a) {
+Scratch scratch_of(const CvmmFwdArgs& a, int64_t chunk_tokens) {
   const int64_t size = sizeof(Acc<typename P::T>), n_tiles = ceil_div(a.h, P::BN),
-                routes = a.route.num_routes();
-  return {a.out && a.reduce ? round_up(routes * a.h * size, 256) : 0,
-          a.dot && n_tiles > 1 ? n_tiles * routes * size : 0};
+                routes = a.route.num_routes(), experts = a.route.num_experts,
+                chunks = chunk_tokens < a.route.num_tokens ? ceil_div(a.route.num_tokens, chunk_tokens) : 1;
+  const auto rounded = [](bool needed, int64_t bytes) { return needed ? round_up(bytes, 256) : 0; };
+  return {rounded(a.out && a.reduce, chunk_tokens * a.route.k * a.h * size),
+          rounded(a.dot && (n_tiles > 1 || chunks > 1), n_tiles * routes * size),
+          rounded(chunks > 1, chunks * (2 * experts + 1) * static_cast<int64_t>(sizeof(int)))};
+}
+
+template <class P>
+Scratch scratch_of(const CvmmFwdArgs& a) {
+  return scratch_of<P>(a, tokens_of_chunk(a));
 }
 
 template <class P, class Args>
@@ -96,21 +120,19 @@ bool takes_hopper_path(const CvmmFwdArgs& a, const Args& k, void* stream) {
 }
 
 template <class P>
-void launch_product(const CvmmFwdArgs& a, void* stream, int64_t max_blocks = kNoLimit) {
+CvmmFwdKernelArgs<typename P::T, typename P::W> kernel_args(const CvmmFwdArgs& a, const Scratch& scratch) {
   using T = typename P::T;
   using W = typename P::W;
-  const Scratch scratch = scratch_of<P>(a);
-  const int64_t routes = a.route.num_routes(), n_tiles = ceil_div(a.h, P::BN);
   const bool kn = w_runs_along_h(a);
   const int64_t w_size = sizeof(W), row = kn ? a.w_stride_d : a.w_stride_h;
   CvmmFwdKernelArgs<T, W> k{};
   k.order = a.route.order;
   k.offsets = a.route.offsets;
-  k.num_routes = routes;
+  k.num_routes = a.route.num_routes();
   k.num_experts = a.route.num_experts;
   k.d = a.d;
   k.h = a.h;
-  k.n_tiles = static_cast<int>(n_tiles);
+  k.n_tiles = static_cast<int>(ceil_div(a.h, P::BN));
   k.x = row_operand<T>(a.x, a.route.k, a.d);
   k.w = static_cast<const W*>(a.w);
   k.w_stride_e = a.w_stride_e;
@@ -134,43 +156,85 @@ void launch_product(const CvmmFwdArgs& a, void* stream, int64_t max_blocks = kNo
   } else {
     k.dot = static_cast<Acc<T>*>(a.dot);
   }
+  return k;
+}
 
-  if (routes > 0 && n_tiles > 0 && (a.out || a.dot)) {
-    const int64_t tiles = (routes / P::BM + a.route.num_experts) * n_tiles;
-    const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_fwd_kernel", tiles, max_blocks)),
-                              dim3(P::THREADS), sizeof(CvmmFwdShared<P>)};
-    if (!takes_hopper_path<P>(a, k, stream)) SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
+// The rows of `routes` routes, or of fewer.
+template <class P, class Args>
+void launch_rows(const CvmmFwdArgs& a, const Args& k, int64_t routes, void* stream, int64_t max_blocks) {
+  if (routes == 0 || k.n_tiles == 0 || !(a.out || a.dot)) return;
+  const int64_t tiles = (routes / P::BM + k.num_experts) * k.n_tiles;
+  const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_fwd_kernel", tiles, max_blocks)),
+                            dim3(P::THREADS), sizeof(CvmmFwdShared<P>)};
+  if (k.begins || !takes_hopper_path<P>(a, k, stream))
+    SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
+}
+
+// Sums up the rows of `tokens` tokens, of which `first` is the first.
+template <class T, class Args>
+void launch_combine(const CvmmFwdArgs& a, const Args& k, int64_t first, int64_t tokens, void* stream) {
+  if (!a.out || !a.reduce || tokens == 0 || a.h == 0) return;
+  const int64_t v = 16 / sizeof(Acc<T>);
+  CvmmCombineArgs<T> c{};
+  c.sorted = k.sorted;
+  c.inverse = a.route.inverse + first * a.route.k;
+  c.num_tokens = tokens;
+  c.k = a.route.k;
+  c.h = a.h;
+  c.out = static_cast<T*>(a.out) + first * a.h;
+  c.vec = a.h % v == 0 && copy_width(c.sorted, {}) == 16 && copy_width(c.out, {}) == 16;
+  c.by_route = k.begins;
+  const int64_t blocks = ceil_div(tokens * ceil_div(a.h, v), 256);
+  const LaunchConfig config{dim3(static_cast<unsigned>(std::min(blocks, kMaxGridX))), dim3(256)};
+  SYSGEN_LAUNCH_TEMPLATE(cvmm_combine_kernel, T, config, stream, c);
+}
+
+template <class P>
+void launch_product(const CvmmFwdArgs& a, void* stream, int64_t chunk_tokens, int64_t max_blocks = kNoLimit) {
+  using T = typename P::T;
+  const Scratch scratch = scratch_of<P>(a, chunk_tokens);
+  CvmmFwdKernelArgs<T, typename P::W> k = kernel_args<P>(a, scratch);
+  const int64_t tokens = a.route.num_tokens, routes = k.num_routes, experts = k.num_experts;
+  if (!scratch.chunk_bytes) {
+    launch_rows<P>(a, k, routes, stream, max_blocks);
+    launch_combine<T>(a, k, 0, tokens, stream);
+  } else {
+    const int64_t chunks = ceil_div(tokens, chunk_tokens);
+    int* const begins =
+        reinterpret_cast<int*>(static_cast<char*>(a.scratch) + scratch.sorted_bytes + scratch.dot_bytes);
+    int* const offsets = begins + chunks * experts;
+    const CvmmChunksArgs where{a.route.order, a.route.offsets, experts, chunk_tokens * a.route.k,
+                               begins,        offsets};
+    SYSGEN_LAUNCH(cvmm_chunks_kernel, (LaunchConfig{dim3(static_cast<unsigned>(chunks)), dim3(32)}), stream,
+                  where);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t first = c * chunk_tokens, count = std::min(chunk_tokens, tokens - first);
+      k.begins = begins + c * experts;
+      k.offsets = offsets + c * (experts + 1);
+      k.first_route = first * a.route.k;
+      launch_rows<P>(a, k, count * a.route.k, stream, max_blocks);
+      launch_combine<T>(a, k, first, count, stream);
+    }
   }
-  if (a.out && a.reduce && a.route.num_tokens > 0 && a.h > 0) {
-    const int64_t v = 16 / sizeof(Acc<T>);
-    CvmmCombineArgs<T> c{};
-    c.sorted = k.sorted;
-    c.inverse = a.route.inverse;
-    c.num_tokens = a.route.num_tokens;
-    c.k = a.route.k;
-    c.h = a.h;
-    c.out = static_cast<T*>(a.out);
-    c.vec = a.h % v == 0 && copy_width(c.sorted, {}) == 16 && copy_width(c.out, {}) == 16;
-    const int64_t blocks = ceil_div(a.route.num_tokens * ceil_div(a.h, v), 256);
-    const LaunchConfig config{dim3(static_cast<unsigned>(std::min(blocks, kMaxGridX))), dim3(256)};
-    SYSGEN_LAUNCH_TEMPLATE(cvmm_combine_kernel, T, config, stream, c);
-  }
-  if (a.dot && routes > 0 && n_tiles != 1) {
+  if (a.dot && routes > 0 && (!k.dot || k.n_tiles == 0)) {
     const CvmmDotArgs<Acc<T>> c{
-        k.dot_tiles, k.order, k.offsets, routes, a.route.num_experts, k.n_tiles, static_cast<Acc<T>*>(a.dot)};
+        k.dot_tiles, k.order, a.route.offsets, routes, experts, k.n_tiles, static_cast<Acc<T>*>(a.dot)};
     const LaunchConfig config{dim3(static_cast<unsigned>(ceil_div(routes, 256))), dim3(256)};
     SYSGEN_LAUNCH_TEMPLATE(cvmm_dot_kernel, Acc<T>, config, stream, c);
   }
+}
+
+template <class P>
+void launch_product(const CvmmFwdArgs& a, void* stream) {
+  launch_product<P>(a, stream, tokens_of_chunk(a));
 }
 
 }  // namespace
 
 int64_t cvmm_fwd_cuda_scratch_bytes(const CvmmFwdArgs& args) {
   int64_t bytes = 0;
-  with_product(args, [&](auto product) {
-    const Scratch s = scratch_of<typename decltype(product)::type>(args);
-    bytes = s.sorted_bytes + s.dot_bytes;
-  });
+  with_product(args,
+               [&](auto product) { bytes = scratch_of<typename decltype(product)::type>(args).bytes(); });
   return bytes;
 }
 

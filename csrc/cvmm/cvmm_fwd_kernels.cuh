@@ -27,6 +27,10 @@ struct CvmmFwdKernelArgs {
   RowOperand<T> other;
   Acc<T>* dot;        // [R] by route if there is one column tile, else null
   Acc<T>* dot_tiles;  // [n_tiles, R] by place in `order`, or null
+  // For one chunk of tokens: offsets are the chunk's, begins [E] where its routes of each expert begin in
+  // `order`, and `sorted` holds its rows by route, of which first_route is the first. Else begins is null.
+  const int* begins;
+  i64 first_route;
 };
 
 // Tiles lie behind each other in the order of the experts: those of expert e begin at tile_base(e). Enough,
@@ -85,8 +89,9 @@ struct CvmmFwdTiles {
       const int height = m_tiles - group < GROUP ? m_tiles - group : GROUP;
       const int rest = i - group * a.n_tiles;
       tile.n_tile = rest / height;
-      tile.row0 = a.offsets[expert] + (group + rest % height) * P::BM;
-      const i64 left = a.offsets[expert + 1] - tile.row0;
+      const i64 m0 = (group + rest % height) * P::BM;
+      tile.row0 = (a.begins ? a.begins[expert] : a.offsets[expert]) + m0;
+      const i64 left = a.offsets[expert + 1] - a.offsets[expert] - m0;
       tile.rows = left < P::BM ? left : P::BM;
     }
     if (tile.rows > 0) {
@@ -227,7 +232,8 @@ __device__ __forceinline__ void finish_tile(const CvmmFwdKernelArgs<typename P::
     if (a.out) {
       store_row<T>(product, i, r >= 0 ? a.out + r * a.h : nullptr, n0, a.h, a.vec_out);
     } else {
-      store_row<Acc<T>>(product, i, r >= 0 ? a.sorted + (tile.row0 + m) * a.h : nullptr, n0, a.h, a.vec_out);
+      const i64 to = a.begins ? r - a.first_route : tile.row0 + m;
+      store_row<Acc<T>>(product, i, r >= 0 ? a.sorted + to * a.h : nullptr, n0, a.h, a.vec_out);
     }
   }
 }
@@ -237,7 +243,7 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
     cvmm_fwd_kernel(const CvmmFwdKernelArgs<typename P::T, typename P::W> a) {
   Smem smem;
   auto& shared = smem.array<CvmmFwdShared<P>>();
-  clear_dropped(a);
+  if (!a.begins) clear_dropped(a);
   CvmmFwdTiles<P> tiles(a, shared);
   P product;
   stream_tiles<P::STAGES>([&](int slot) { tiles.find(slot); }, [&](int slot) { tiles.publish(slot); },
@@ -257,14 +263,16 @@ __global__ void __launch_bounds__(P::THREADS, P::MIN_BLOCKS)
 // ---- after it
 template <class T>
 struct CvmmCombineArgs {
-  const Acc<T>* sorted;  // [R, h]
+  const Acc<T>* sorted;  // [R, h] by place in `order`, or by route
   const int* inverse;    // [T, k]
   i64 num_tokens, k, h;
   bool vec;  // h is a multiple of 4 (2 for float64) and the pointers are aligned to 16 bytes
   T* out;    // [T, h]
+  bool by_route;
 };
 
-// out[t] = sum over the slots j of sorted[inverse[t, j]], in slot order.
+// out[t] = sum over the slots j of sorted[inverse[t, j]] (by route: of sorted[t, j] unless dropped), in slot
+// order.
 template <class T>
 __global__ void __launch_bounds__(256) cvmm_combine_kernel(const CvmmCombineArgs<T> a) {
   constexpr int V = 16 / sizeof(Acc<T>), AHEAD = 4;
@@ -280,7 +288,7 @@ __global__ void __launch_bounds__(256) cvmm_combine_kernel(const CvmmCombineArgs
       for (int j = 0; j < AHEAD; ++j) {
         place[j] = j0 + j < a.k ? a.inverse[t * a.k + j0 + j] : -1;
         if (place[j] < 0) continue;
-        const Acc<T>* source = a.sorted + place[j] * a.h + col;
+        const Acc<T>* source = a.sorted + (a.by_route ? t * a.k + j0 + j : place[j]) * a.h + col;
         if (a.vec) {
           row[j] = *reinterpret_cast<const Vec<Acc<T>, V>*>(source);
         } else {

@@ -5,7 +5,7 @@
 //
 // A route's key is its expert id, or E if it is dropped; so the dropped ones end up at the tail.
 #pragma once
-#include "device/device.cuh"
+#include "common/warp_scan.cuh"
 
 namespace sysgen {
 
@@ -51,16 +51,6 @@ __global__ void __launch_bounds__(RouteTile::THREADS) route_histogram_kernel(con
   __syncthreads();
   for (int d = threadIdx.x; d < a.digits; d += RouteTile::THREADS)
     a.histogram[d * a.tiles + blockIdx.x] = counts[d];
-}
-
-// Inclusive sum over the warp.
-__device__ __forceinline__ int warp_sum(int v) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int below = __shfl_up_sync(~0u, v, step);
-    if (lane_id() >= u32(step)) v += below;
-  }
-  return v;
 }
 
 // One warp a digit: its counts become the exclusive sums over the tiles, its total goes to bases.

@@ -10,7 +10,8 @@ def cvmm(x, experts, weight, *, gate=None, reduce=False, bias=None, precision="i
     ``y[t, j] = gate[t, j] · (x[t] · weight[experts[t, j]] + bias[experts[t, j]])``, with ``x[t, j]`` in place of
     ``x[t]`` for a routed input; with ``reduce`` the sum over j. A dropped route (expert −1) contributes zeros.
     Gather, bias and gate happen inside the kernel, and so does the reduction on the CPU (on CUDA it is a second kernel
-    over a float32 [tokens · k, h] that lives during the call); there is no padding and no alignment rule. The result is
+    over a float32 [tokens · k, h] that lives during the call, or over 20 MiB of it at a time where there are few
+    experts); there is no padding and no alignment rule. The result is
     bitwise repeatable. Derivatives of every order are exact up to rounding, for x, weight, gate and bias.
 
     Args:

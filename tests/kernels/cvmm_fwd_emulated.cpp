@@ -21,7 +21,7 @@ struct Case {
        out = true;
   bool other_routed = true;
   int gap = 0, offset = 0;
-  bool other_grids = false;  // the same bits for them
+  bool other_ways = false;  // to launch it: with the same bits
 };
 
 std::string describe(const Case& c, const char* product) {
@@ -33,9 +33,23 @@ std::string describe(const Case& c, const char* product) {
              c.offset);
 }
 
-// launch(args, max_blocks) runs the kernels.
-template <class Scratch, class Launch>
-void run(const Case& c, const char* product, Random& random, Scratch scratch_bytes, Launch launch) {
+// How the kernels are launched; the results are always the same.
+struct Way {
+  int64_t max_blocks = kNoLimit;
+  int64_t chunk_tokens = -1;  // -1: as the shape wants it
+};
+
+template <class P>
+void launch_in(const Way& way, CvmmFwdArgs a) {
+  const int64_t tokens = way.chunk_tokens < 0 ? tokens_of_chunk(a) : way.chunk_tokens;
+  const Buffer scratch(DType::f32, (scratch_of<P>(a, tokens).bytes() + 3) / 4);
+  a.scratch = scratch.data();
+  launch_product<P>(a, nullptr, tokens, way.max_blocks);
+}
+
+// launch(args, way) runs the kernels.
+template <class Launch>
+void run(const Case& c, const char* product, Random& random, Launch launch) {
   const Routes routes = make_routes(random, c.tokens, c.k, c.experts, c.pattern);
   const DType acc = accumulator_of(c.dtype);
   const int64_t n_routes = routes.count();
@@ -71,10 +85,8 @@ void run(const Case& c, const char* product, Random& random, Scratch scratch_byt
   a.reduce = c.reduce;
   if (c.dot) a.other = other.view(), a.dot = dot.data();
   a.precision = c.precision;
-  const Buffer scratch(DType::f32, (scratch_bytes(a) + 3) / 4);
-  a.scratch = scratch.data();
   try {
-    launch(a, kNoLimit);
+    launch(a, Way());
   } catch (const std::exception& e) {
     std::printf("in %s:\n", describe(c, product).c_str());
     throw;
@@ -117,24 +129,26 @@ void run(const Case& c, const char* product, Random& random, Scratch scratch_byt
   for (int64_t i = 0; i < out_rows * c.h && c.out; ++i)
     compare.element("out", i / c.h, i % c.h, out.get(i), sums[i],
                     bounds[i] + out_eps * (std::abs(sums[i]) + bounds[i]) + (is_half(c.dtype) ? 0x1p-25 : 0));
-  if (c.other_grids)
-    expect_same_bits_for_any_grid(describe(c, product), {&out, &dot},
-                                  [&](int64_t max_blocks) { launch(a, max_blocks); });
+  if (!c.other_ways) return;
+  const auto again = [&](Way way) { return [&launch, a, way] { launch(a, way); }; };
+  expect_same_bits(describe(c, product), {&out, &dot}, {again({1}), again({5})});
+  if (c.reduce)
+    expect_same_bits(describe(c, product), {&out, &dot},
+                     {again({kNoLimit, 1 + c.tokens / 3}), again({3, 7})});
 }
 
 void run_dispatched(const Case& c, Random& random) {
-  run(c, "dispatched", random, cvmm_fwd_cuda_scratch_bytes, [](const CvmmFwdArgs& a, int64_t max_blocks) {
-    if (max_blocks == kNoLimit) return cvmm_fwd_cuda(a, 0, nullptr);
-    with_product(
-        a, [&](auto product) { launch_product<typename decltype(product)::type>(a, nullptr, max_blocks); });
+  run(c, "dispatched", random, [](CvmmFwdArgs a, const Way& way) {
+    if (way.max_blocks != kNoLimit || way.chunk_tokens >= 0)
+      return with_product(a, [&](auto product) { launch_in<typename decltype(product)::type>(way, a); });
+    const Buffer scratch(DType::f32, (cvmm_fwd_cuda_scratch_bytes(a) + 3) / 4);
+    a.scratch = scratch.data();
+    cvmm_fwd_cuda(a, 0, nullptr);
   });
 }
 template <class P>
 void run_product(const Case& c, const char* name, Random& random) {
-  run(
-      c, name, random,
-      [](const CvmmFwdArgs& a) { return scratch_of<P>(a).sorted_bytes + scratch_of<P>(a).dot_bytes; },
-      [](const CvmmFwdArgs& a, int64_t max_blocks) { launch_product<P>(a, nullptr, max_blocks); });
+  run(c, name, random, [](const CvmmFwdArgs& a, const Way& way) { launch_in<P>(way, a); });
 }
 
 constexpr struct {
@@ -164,7 +178,7 @@ Case random_case(Random& random, int i) {
   c.other_routed = random() % 2;
   c.gap = pick(random, {0, 0, 1, 2, 4, 8});
   c.offset = pick(random, {0, 0, 0, 1, 2});
-  c.other_grids = i / 6 % 4 == 1;
+  c.other_ways = i / 6 % 4 == 1;
   return c;
 }
 
@@ -189,6 +203,27 @@ void run_without_padding(Random& random) {
   run_tile<HalfSlim>(c, "slim", random);
   const uint64_t expected = kExperts * (c.d / 16) * (c.h / 8);
   Comparison(describe(c, "slim")).element("mma", 0, 0, emulator::counters.mma, expected, 0);
+}
+
+// What lives during a call with `reduce`: a chunk of rows that stays in L2, where that pays.
+void check_scratch() {
+  CvmmFwdArgs a{};
+  a.dtype = a.w_dtype = DType::bf16;
+  a.route.num_tokens = 32768, a.route.k = 4, a.route.num_experts = 32;
+  a.d = 128, a.h = 512;
+  a.w_stride_h = 1, a.w_stride_d = a.h;
+  a.reduce = true;
+  a.out = &a;  // not null is all that is looked at
+  const auto expect = [&](const char* what, int64_t least, int64_t most) {
+    const double bytes = static_cast<double>(cvmm_fwd_cuda_scratch_bytes(a));
+    Comparison(what).element("scratch", 0, 0, bytes, (least + most) / 2, (most - least) / 2);
+  };
+  const int64_t rows = a.route.num_routes() * a.h * 4;
+  expect("cvmm_fwd in chunks", kChunkBytes * 9 / 10, kChunkBytes + (1 << 16));
+  a.route.num_experts = 512;  // 67 MB of weights would be read again for each chunk
+  expect("cvmm_fwd with many experts", rows, rows + 256);
+  a.route.num_experts = 32, a.route.num_tokens = 4096;
+  expect("cvmm_fwd of few rows", rows / 8, rows / 8 + 256);
 }
 
 // Every product and both layouts of the weights, with rows that are copied 16 bytes at a time: narrower
@@ -276,6 +311,7 @@ int main(int argc, char** argv) {
     run_far_apart();
     run_without_bank_conflicts(random);
     run_without_padding(random);
+    check_scratch();
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;
