@@ -25,7 +25,7 @@ inline constexpr A kInfinity = A(__builtin_inf());
 
 template <class A>
 inline Vector<A> first_lanes(Vector<A> v, int64_t n, A otherwise) {
-  return lane_indices<A>() < static_cast<Key<A>>(min_of(n, kLanes<A>)) ? v : splat<A>(otherwise);
+  return lane_numbers<A>() < static_cast<Key<A>>(min_of(n, kLanes<A>)) ? v : splat<A>(otherwise);
 }
 
 // log(sum of e^x[i]) where get(i) is x[i], lane by lane; -infinity if all are.
@@ -99,7 +99,7 @@ class SelectExpertsFwd {
       const Vector<A> v = first_lanes<A>(load(z + e, n), n, -kInfinity<A>);
       Integers<A> keys = keys_of<A>(v);
       if (noise.on) keys = noise.drops(e) ? Integers<A>{} + kAbsent<A> : keys;
-      if (n < L) keys = lane_indices<A>() < static_cast<Key<A>>(n) ? keys : Integers<A>{} + kAbsent<A>;
+      if (n < L) keys = lane_numbers<A>() < static_cast<Key<A>>(n) ? keys : Integers<A>{} + kAbsent<A>;
       ranking.set(index, e, keys);
       store(row + e, v);
       largest = select_max(v, largest);

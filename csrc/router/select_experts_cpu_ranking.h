@@ -13,13 +13,6 @@ inline constexpr Key<A> kLargestKey = __is_same(A, double) ? static_cast<Key<A>>
 template <class A>
 inline constexpr Key<A> kAbsent = -kLargestKey<A> - 1;  // below the key of any number
 
-template <class A>
-inline Integers<A> lane_indices() {
-  Integers<A> n = {};
-  for (int i = 0; i < kLanes<A>; ++i) n[i] = i;
-  return n;
-}
-
 // Integers in the order of the numbers: NaN above all, -0 and 0 the same.
 template <class A>
 inline Integers<A> keys_of(Vector<A> x) {
@@ -119,7 +112,7 @@ class Ranking {
       key = larger ? next : key;
       at = larger ? Integers<A>{} + static_cast<Key<A>>(i * L) : at;
     }
-    at += lane_indices<A>();
+    at += lane_numbers<A>();
     Key<A> most = key[0], where = at[0];
     for (int i = 1; i < L; ++i) {
       const bool before = key[i] > most || (key[i] == most && at[i] < where);
