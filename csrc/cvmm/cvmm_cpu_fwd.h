@@ -7,6 +7,7 @@
 // number of threads.
 #pragma once
 #include "common/cpu.h"
+#include "cvmm/cvmm_cpu_dots.h"
 #include "cvmm/cvmm_cpu_tasks.h"
 
 namespace sysgen::SYSGEN_ISA {
@@ -41,10 +42,16 @@ class CvmmFwd {
   static constexpr int kBlockCols = 256;              // columns of W in use at a time (half of a 1 MiB L2)
   static constexpr int kDepth = 2048 / sizeof(Unit);  // units of the contraction in use at a time
   static constexpr int kPitch =
-      kDepth + 64 / sizeof(Unit);                // of packed rows, so that they share no cache sets
-  static constexpr int kBlockRows = 256;         // rows whose sums wait for the next kDepth units
-  static constexpr int kSumTokens = 2048;        // tokens of a block whose sums are no part of `out`
-  static constexpr int kFewRows = 3 * kMaxRows;  // fewer read a row-major W where it lies
+      kDepth + 64 / sizeof(Unit);                   // of packed rows, so that they share no cache sets
+  static constexpr int kBlockRows = 256;            // rows whose sums wait for the next kDepth units
+  static constexpr int kSumTokens = 2048;           // tokens of a block whose sums are no part of `out`
+  static constexpr int kFewRows = 3 * kMaxRows;     // not more read a row-major W where it lies
+  static constexpr int kDotRows = kMostDotRows<S>;  // not more, and W the other way: dot products
+  static constexpr int kFewBytes = 128 << 10;       // of W that these use at a time
+  static constexpr int64_t kRowBytesAhead = 1024;   // of a row of x of the next expert
+  static constexpr int64_t kDotBytesAhead = 8192;   // of W
+  static constexpr int kPackCost = 6;               // of an element of W, in products of a row
+  static constexpr int kLeastUnits = 64;            // at a time, so that partial sums are seldom moved
   static constexpr bool kOutHoldsSums = __is_same(T, Acc);
 
   // Where a reduction is summed: rows from `first_token` on, addressed by the column of `out`. Null: no
@@ -66,28 +73,26 @@ class CvmmFwd {
     V dot[kMaxRows];
   };
 
-  // A block of W that is fetched into the second-level cache piece by piece. Default: nothing.
-  struct WeightsAhead {
-    const TW* first = nullptr;
-    int64_t stride = 0, rows = 0, bytes = 0;  // of memory: rows of `bytes`, `stride` elements apart
-    int64_t row = 0, at = 0;
-    int64_t lines() const { return rows * ceil_div(bytes, 64); }
-    void fetch(int64_t count) {
-      for (; count > 0 && row < rows; --count) {
-        __builtin_prefetch(reinterpret_cast<const char*>(first + row * stride) + at, 0, 2);
-        at += 64;
-        if (at >= bytes) at = 0, ++row;
-      }
-    }
+  // A part of W: columns from n0 on, and `depth` elements of the contraction from k0 on.
+  struct WeightsBlock {
+    int64_t e, n0, width, k0, depth;
   };
 
-  WeightsAhead weights_ahead(int64_t e, int64_t n0, int64_t width) const {
-    if (e >= q.num_experts) return {};
-    const TW* const first = static_cast<const TW*>(a.w) + e * a.w_stride_e + n0 * a.w_stride_h;
+  const TW* corner_of(const WeightsBlock& b) const {
+    return static_cast<const TW*>(a.w) + b.e * a.w_stride_e + b.n0 * a.w_stride_h + b.k0 * a.w_stride_d;
+  }
+
+  Ahead ahead_of(const WeightsBlock& b) const {
+    if (b.e >= q.num_experts) return {};
     const int64_t size = sizeof(TW);
-    if (a.w_stride_h == 1) return {first, a.w_stride_d, a.d, width * size};
-    if (a.w_stride_d == 1) return {first, a.w_stride_h, width, a.d * size};
-    return {};
+    const char* const corner = reinterpret_cast<const char*>(corner_of(b));
+    Ahead ahead;
+    if (a.w_stride_h == 1)
+      ahead = {corner, a.w_stride_d * size, b.depth, b.width * size};
+    else if (a.w_stride_d == 1)
+      ahead = {corner, a.w_stride_h * size, b.width, b.depth * size};
+    if (ahead.stride == ahead.bytes) ahead.bytes *= ahead.rows, ahead.rows = ahead.rows > 0;
+    return ahead;
   }
 
   const CvmmFwdArgs& a;
@@ -181,21 +186,31 @@ class CvmmFwd {
   // one.
   void expert_block(int64_t e, int64_t next, int64_t begin, int64_t end, int64_t n0, int64_t n1,
                     const Sums& sums) {
-    const Strips depths(ceil_div(a.d, S::kDepth), kDepth);
+    // By the rows of the expert and all columns, not those of this call: sums must not depend on how the work
+    // is divided.
+    const int64_t all_rows = q.offsets[e + 1] - q.offsets[e];
+    if (all_rows <= kDotRows && a.w_stride_d == 1 && a.w_stride_h != 1 && a.d >= kLanes<Acc>)
+      return dot_block(e, next, begin, end, n0, n1, sums);
+    const bool few = all_rows <= kFewRows;
+    const int64_t units = ceil_div(a.d, S::kDepth), width = min_of(n1 - n0, kBlockCols);
+    const int64_t few_units = kFewBytes / sizeof(Unit) / max_of(1, min_of(a.h, kBlockCols));
+    const int64_t most_units = few ? min_of(kDepth, max_of(kLeastUnits, few_units)) : kDepth;
+    const Strips depths(units, most_units);
+    const int64_t first_depth = depths.count ? min_of(depths.size(0) * S::kDepth, a.d) : 0;
     const int64_t most_rows = depths.count > 1 ? kBlockRows : end - begin;
     for (int64_t n = n0; n < n1; n += kBlockCols) {
       const int64_t after = n + kBlockCols;
-      const WeightsAhead ahead = depths.count > 1 ? WeightsAhead{}
-                                 : after < n1     ? weights_ahead(e, after, min_of(n1 - after, kBlockCols))
-                                                  : weights_ahead(next, n0, min_of(n1 - n0, kBlockCols));
+      const WeightsBlock beyond = after < n1
+                                      ? WeightsBlock{e, after, min_of(n1 - after, kBlockCols), 0, first_depth}
+                                      : WeightsBlock{next, n0, width, 0, first_depth};
       for (int64_t p = begin; p < end; p += most_rows)
-        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, kBlockCols), depths, ahead, sums);
+        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, kBlockCols), depths, beyond, few, sums);
     }
   }
 
-  // As expert_block, for rows and columns that fit the scratch.
+  // As expert_block, for rows and columns that fit the scratch. `beyond` is the block of W that follows.
   void row_block(int64_t e, int64_t begin, int64_t rows, int64_t n0, int64_t width, const Strips& depths,
-                 WeightsAhead ahead, const Sums& sums) {
+                 const WeightsBlock& beyond, bool few, const Sums& sums) {
     Unit* const packed_x = static_cast<Unit*>(thread_scratch(kSlotA, sizeof(Unit) * kMaxRows * kPitch));
     Unit* const packed_w = static_cast<Unit*>(thread_scratch(kSlotB, sizeof(Unit) * kDepth * kBlockCols));
     const bool deep = depths.count > 1;
@@ -203,20 +218,24 @@ class CvmmFwd {
         deep ? static_cast<Acc*>(thread_scratch(kSlotC, sizeof(Acc) * kBlockRows * kBlockCols)) : nullptr;
     alignas(64) Acc tile[kMaxRows * kCols];
     const bool from_registers = a.out && !deep && (sums.data ? kOutHoldsSums || !a.dot : kOutHoldsSums);
-    const TW* const w = static_cast<const TW*>(a.w) + e * a.w_stride_e + n0 * a.w_stride_h;
-    const bool in_place = __is_same(T, Unit) && a.w_stride_h == 1 && rows <= kFewRows;
+    const bool in_place = few && __is_same(T, Unit) && __is_same(TW, Unit) && a.w_stride_h == 1;
     const int64_t panels = ceil_div(width, kCols);
     const Strips strips(rows, kMaxRows);
-    const int64_t lines_ahead = in_place ? 0 : ahead.lines() / (strips.count * panels) + 1;
 
     for (int64_t block = 0; block < max_of(1, depths.count); ++block) {
       const bool last = block + 1 >= depths.count;
       const int64_t units = depths.count ? depths.size(block) : 0, k0 = depths.begin(block) * S::kDepth;
       const int64_t depth = min_of(units * S::kDepth, a.d - k0);
-      const TW* const corner = w + k0 * a.w_stride_d;
+      const TW* const corner = corner_of({e, n0, width, k0, depth});
+      const int64_t after = k0 + units * S::kDepth;
+      Ahead ahead = ahead_of(
+          last ? beyond
+               : WeightsBlock{e, n0, width, after, min_of(depths.size(block + 1) * S::kDepth, a.d - after)});
       const int64_t unpacked = in_place ? width / kCols * kCols : 0;
       pack_weights<T>(corner + unpacked * a.w_stride_h, a.w_stride_d, a.w_stride_h, depth, width - unpacked,
-                      packed_w + unpacked * units);
+                      packed_w + unpacked * units, ahead,
+                      unpacked ? 0 : ahead.lines() * kPackCost / (kPackCost + rows));
+      ahead.pace = ceil_div(ahead.lines(), max_of(1, strips.count * panels * ceil_div(units, kAheadSteps)));
       Strip pair[2];
       open_strip(pair[0], begin, strips.size(0), sums);
       for (int64_t s = 0; s < strips.count; ++s) {
@@ -230,6 +249,7 @@ class CvmmFwd {
           Acc* c[kMaxRows];
           const Acc* other[kMaxRows];
           Results<Acc> results{c};
+          results.ahead = &ahead;
           if (direct) {
             for (int i = 0; i < strip.rows; ++i)
               c[i] = (sums.data ? strip.sum[i] : reinterpret_cast<Acc*>(strip.out[i])) + n0 + n;
@@ -248,13 +268,11 @@ class CvmmFwd {
               c[i] = deep ? waiting + (strips.begin(s) + i) * kBlockCols + n : tile + i * kCols;
             results.add = block > 0;
           }
-          // The next strip's rows, what its results meet in memory and the next block of W arrive while the
-          // kernel runs.
+          // The next strip's rows and what its results meet in memory arrive while the kernel runs.
           for (int64_t i = next.rows * j / panels; i < next.rows * (j + 1) / panels; ++i) {
             prefetch_range(next.x[i] + k0, depth * sizeof(T));
             if (last) prefetch_results(next, i, n0, width, sums);
           }
-          ahead.fetch(lines_ahead);
 
           const bool here = in_place && full;
           kernel_for<S, kPitch, 1>(strip.rows, columns > kLanes<Acc> ? 2 : 1)(
@@ -271,6 +289,41 @@ class CvmmFwd {
     }
   }
 
+  // As expert_block, by dot products.
+  void dot_block(int64_t e, int64_t next, int64_t begin, int64_t end, int64_t n0, int64_t n1,
+                 const Sums& sums) {
+    constexpr int L = kLanes<Unit>, kTilePitch = kGroup + kLanes<Acc>;
+    const int64_t units = ceil_div(a.d, S::kDepth), padded = ceil_div(units, L) * L, pitch = padded + L;
+    Unit* const packed_x = static_cast<Unit*>(thread_scratch(kSlotA, sizeof(Unit) * kDotRows * pitch));
+    alignas(64) Acc tile[kDotRows * kTilePitch];
+    Strip strip;
+    open_strip(strip, begin, static_cast<int>(end - begin), sums);
+    for (int i = 0; i < strip.rows; ++i) {
+      pack_row(strip.x[i], a.d, packed_x + i * pitch);
+      __builtin_memset(packed_x + i * pitch + units, 0, sizeof(Unit) * (padded - units));
+    }
+    if (next < q.num_experts)
+      for (int64_t p = q.offsets[next]; p < min_of(q.offsets[next + 1], q.offsets[next] + kDotRows); ++p)
+        prefetch_range(row_of(q.order[p]), min_of(a.d * int64_t{sizeof(T)}, kRowBytesAhead));
+
+    int columns;  // of a call
+    const auto kernel = dot_kernel_for<T, TW>(strip.rows, columns);
+    const int64_t bytes = columns * a.w_stride_h * int64_t{sizeof(TW)};
+    const int64_t ahead = bytes > kDotBytesAhead ? kRowBytesAhead : kDotBytesAhead / max_of(1, bytes) * bytes;
+    Acc* c[kMaxRows];
+    for (int i = 0; i < strip.rows; ++i) c[i] = tile + i * kTilePitch;
+    for (int64_t n = n0; n < n1; n += kGroup) {
+      const int64_t width = min_of(n1 - n, kGroup);
+      const TW* const w = corner_of({e, n, width, 0, a.d});
+      for (int i = 0; i < strip.rows; ++i) prefetch_results(strip, i, n, width, sums);
+      for (int64_t j = 0; j < width; j += columns)
+        kernel(a.d, packed_x, pitch, w + j * a.w_stride_h, a.w_stride_h, width - j, ahead, tile + j,
+               kTilePitch);
+      finish_tile<false>(strip, e, c, n, width, sums.data);
+      if (a.dot) close_dots(strip, n / kGroup);
+    }
+  }
+
   void prefetch_results(const Strip& strip, int64_t i, int64_t n, int64_t columns, const Sums& sums) const {
     if (a.dot) prefetch_range(strip.other[i] + n, columns * sizeof(T));
     if (sums.data)
@@ -279,12 +332,17 @@ class CvmmFwd {
       prefetch_range(strip.out[i] + n, columns * sizeof(T));
   }
 
+  const T* row_of(int64_t r) const {
+    const int64_t index = a.x.routed ? r : static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
+    return static_cast<const T*>(a.x.data) + index * a.x.stride;
+  }
+
   void open_strip(Strip& strip, int64_t begin, int rows, const Sums& sums) const {
     strip.rows = rows;
     for (int i = 0; i < rows; ++i) {
       const int64_t r = q.order[begin + i], t = static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
       strip.route[i] = r;
-      strip.x[i] = static_cast<const T*>(a.x.data) + (a.x.routed ? r : t) * a.x.stride;
+      strip.x[i] = row_of(r);
       strip.other[i] = static_cast<const T*>(a.other.data) + (a.other.routed ? r : t) * a.other.stride;
       strip.dot[i] = V{};
       if (sums.data)

@@ -15,6 +15,7 @@ struct Plain {
   using Acc = T;
   static constexpr int kDepth = 1;  // elements of the contraction in a unit
   static Vector<T> fma(Vector<T> acc, T a, Vector<T> b) { return acc + a * b; }
+  static Vector<T> fma(Vector<T> acc, Vector<T> a, Vector<T> b) { return acc + a * b; }
 };
 
 #if defined(__AVX512BF16__)
@@ -22,10 +23,11 @@ struct Bf16Pairs {
   using Unit = uint32_t;
   using Acc = float;
   static constexpr int kDepth = 2;
-  static VectorF fma(VectorF acc, uint32_t a, VectorU b) {
+  static VectorF fma(VectorF acc, VectorU a, VectorU b) {
     return bits_as<VectorF>(
-        _mm512_dpbf16_ps(bits_as<__m512>(acc), bits_as<__m512bh>(VectorU{} + a), bits_as<__m512bh>(b)));
+        _mm512_dpbf16_ps(bits_as<__m512>(acc), bits_as<__m512bh>(a), bits_as<__m512bh>(b)));
   }
+  static VectorF fma(VectorF acc, uint32_t a, VectorU b) { return fma(acc, VectorU{} + a, b); }
 };
 #endif
 
@@ -45,16 +47,37 @@ using Step = typename StepOf<T>::type;
 template <class S>
 inline constexpr int kPanel = 2 * kLanes<typename S::Acc>;  // columns of a full panel of B
 
+// Memory that is fetched into the second-level cache piece by piece, while kernels run: rows of `bytes`,
+// `stride` bytes apart. Default: none.
+struct Ahead {
+  const char* row = nullptr;
+  int64_t stride = 0, rows = 0, bytes = 0;
+  int64_t at = 0;    // bytes of the first row that were fetched
+  int64_t pace = 0;  // lines that a kernel fetches every kAheadSteps steps
+
+  int64_t lines() const { return rows * ((bytes + 63) / 64); }
+  SYSGEN_INLINE void fetch(int64_t count) {
+    for (; count > 0 && rows > 0; --count) {
+      __builtin_prefetch(row + at, 0, 2);
+      at += 64;
+      if (at >= bytes) at = 0, row += stride, --rows;
+    }
+  }
+};
+constexpr int kAheadSteps = 16;
+
 // What becomes of a block u = A . B. Null pointers: not wanted. In this order: u += bias; dot[i] += u[i] *
-// other[i], lane by lane; relu; times scale[i]; plus c if add; into row c[i].
+// other[i], lane by lane; relu; times scale[i]; plus c if add; into row c[i]. stream: past the caches, into
+// rows that are aligned to vectors.
 template <class Acc>
 struct Results {
   Acc* const* c;
-  bool add = false, relu = false;
+  bool add = false, relu = false, stream = false;
   const Acc* scale = nullptr;
   const Acc* bias = nullptr;
   const Acc* const* other = nullptr;
   Vector<Acc>* dot = nullptr;
+  Ahead* ahead = nullptr;
 };
 
 // B has `ldb` units between its steps.
@@ -71,14 +94,21 @@ void cvmm_kernel(int64_t depth, const typename S::Unit* a, const typename S::Uni
   using Acc = typename S::Acc;
   constexpr int L = kLanes<Acc>;
   Vector<Acc> u[M][NV] = {};
-  for (int64_t k = 0; k < depth; ++k, a += kDepthStride, b += ldb) {
-    Vector<Unit> column[NV];
+  for (int64_t k = 0; k < depth;) {
+    int64_t stop = depth;
+    if (results.ahead) {
+      results.ahead->fetch(results.ahead->pace);
+      stop = k + kAheadSteps < depth ? k + kAheadSteps : depth;
+    }
+    for (; k < stop; ++k, a += kDepthStride, b += ldb) {
+      Vector<Unit> column[NV];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) column[j] = load_as<Vector<Unit>>(b + j * L);
+      for (int j = 0; j < NV; ++j) column[j] = load_as<Vector<Unit>>(b + j * L);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
+      for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) u[i][j] = S::fma(u[i][j], a[i * kRowStride], column[j]);
+        for (int j = 0; j < NV; ++j) u[i][j] = S::fma(u[i][j], a[i * kRowStride], column[j]);
+    }
   }
   const Results<Acc> r = results;
   if (r.bias) {
@@ -91,20 +121,41 @@ void cvmm_kernel(int64_t depth, const typename S::Unit* a, const typename S::Uni
   }
   if (r.dot) {
 #pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      Vector<Acc> dot = r.dot[i];
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) dot += u[i][j] * load(r.other[i] + j * L);
+      r.dot[i] = dot;
+    }
+  }
+  if (r.relu)
+#pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) r.dot[i] += u[i][j] * load(r.other[i] + j * L);
+      for (int j = 0; j < NV; ++j) u[i][j] = u[i][j] < 0 ? Vector<Acc>{} : u[i][j];
+  if (r.scale)
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) u[i][j] *= r.scale[i];
+  if (r.stream) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) store_past_caches(r.c[i] + j * L, u[i][j]);
+    return;
+  }
+  if (r.add) {  // row after row: two may be the same
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) store(r.c[i] + j * L, u[i][j] + load(r.c[i] + j * L));
+    return;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) {
-      Vector<Acc> v = u[i][j];
-      if (r.relu) v = v < 0 ? Vector<Acc>{} : v;
-      if (r.scale) v *= r.scale[i];
-      if (r.add) v += load(r.c[i] + j * L);
-      store(r.c[i] + j * L, v);
-    }
+    for (int j = 0; j < NV; ++j) store(r.c[i] + j * L, u[i][j]);
 }
 
 template <class S, int kRowStride, int kDepthStride, int M = kMaxRows>

@@ -96,10 +96,10 @@ inline void transpose(Vector<U> (&v)[kLanes<U>]) {
 
 // A block of W, `depth` elements of the contraction by `width` columns, written as panels
 // [panel][units][kPanel], zeros beyond the width. Row-major and column-major W are read in the order of
-// memory.
+// memory; meanwhile `lines` of what is ahead are fetched.
 template <class T, class TW>
 void pack_weights(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth, int64_t width,
-                  typename Step<T>::Unit* to) {
+                  typename Step<T>::Unit* to, Ahead& ahead, int64_t lines) {
   using S = Step<T>;
   using Unit = typename S::Unit;
   constexpr int L = kLanes<Unit>;
@@ -108,16 +108,20 @@ void pack_weights(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth
     return to + (column / kPanel<S> * units + unit) * kPanel<S> + column % kPanel<S>;
   };
   if (stride_h == 1) {
+    const int64_t pace = ceil_div(lines, max_of(1, units));
     for (int64_t k = 0; k < units; ++k) {
+      ahead.fetch(pace);
       const TW* const row = w + k * S::kDepth * stride_d;
       const TW* const second = (k + 1) * S::kDepth <= depth ? row + stride_d : nullptr;
       for (int64_t c = 0; c < padded; c += L)
         store_units(place(c, k), units_across<T>(row + c, second ? second + c : nullptr, width - c));
     }
   } else if (stride_d == 1) {
+    const int64_t pace = ceil_div(lines, max_of(1, padded / L * ceil_div(units, L)));
     for (int64_t c = 0; c < padded; c += L) {
       const TW* const corner = w + c * stride_h;
       for (int64_t k = 0; k < units; k += L) {
+        ahead.fetch(pace);
         Vector<Unit> square[L] = {};
         const int64_t from = k * S::kDepth, rows = min_of(units - k, L);
         if (width - c >= L && depth - from >= L * S::kDepth) {

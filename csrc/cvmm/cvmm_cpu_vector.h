@@ -129,23 +129,114 @@ inline void store(f16* p, VectorF v) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
-// The first n lanes (all if n is larger, none if it is negative); the others are read as zero and not
-// written.
+// The first n lanes, fewer than all.
+#if defined(__AVX512F__)
+inline unsigned lanes_below(int64_t n) { return n > 0 ? (1u << n) - 1 : 0; }
+inline Vector<double> load_part(const double* p, int64_t n) {
+  return bits_as<Vector<double>>(_mm512_maskz_loadu_pd(lanes_below(n), p));
+}
+inline VectorF load_part(const float* p, int64_t n) {
+  return bits_as<VectorF>(_mm512_maskz_loadu_ps(lanes_below(n), p));
+}
+inline VectorF load_part(const bf16* p, int64_t n) {
+  return float_of_bf16(bits_as<VectorH>(_mm256_maskz_loadu_epi16(lanes_below(n), p)));
+}
+inline VectorF load_part(const f16* p, int64_t n) {
+  return float_of_f16(bits_as<VectorH>(_mm256_maskz_loadu_epi16(lanes_below(n), p)));
+}
+inline void store_part(double* p, Vector<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, lanes_below(n), bits_as<__m512d>(v));
+}
+inline void store_part(float* p, VectorF v, int64_t n) {
+  _mm512_mask_storeu_ps(p, lanes_below(n), bits_as<__m512>(v));
+}
+inline void store_part(bf16* p, VectorF v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes_below(n), bits_as<__m256i>(bf16_of_float(v)));
+}
+inline void store_part(f16* p, VectorF v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes_below(n), bits_as<__m256i>(f16_of_float(v)));
+}
+#else
 template <class T>
-inline auto load(const T* p, int64_t n) {
-  constexpr int kCount = kLanes<Accumulator<T>>;
-  if (n >= kCount) return load(p);
-  T part[kCount] = {};
+inline auto load_part(const T* p, int64_t n) {
+  T part[kLanes<Accumulator<T>>] = {};
   for (int64_t i = 0; i < n; ++i) part[i] = p[i];
   return load(part);
 }
 template <class T>
-inline void store(T* p, Vector<Accumulator<T>> v, int64_t n) {
-  constexpr int kCount = kLanes<Accumulator<T>>;
-  if (n >= kCount) return store(p, v);
-  T part[kCount];
+inline void store_part(T* p, Vector<Accumulator<T>> v, int64_t n) {
+  T part[kLanes<Accumulator<T>>];
   store(part, v);
   for (int64_t i = 0; i < n; ++i) p[i] = part[i];
+}
+#if defined(__AVX2__)
+inline __m256i lanes_below(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline VectorF load_part(const float* p, int64_t n) {
+  return bits_as<VectorF>(_mm256_maskload_ps(p, lanes_below(n)));
+}
+inline void store_part(float* p, VectorF v, int64_t n) {
+  _mm256_maskstore_ps(p, lanes_below(n), bits_as<__m256>(v));
+}
+#endif
+#endif
+
+// The first n lanes (all if n is larger, none if it is negative); the others are read as zero and not
+// written.
+template <class T>
+inline auto load(const T* p, int64_t n) {
+  return n >= kLanes<Accumulator<T>> ? load(p) : load_part(p, n);
+}
+template <class T>
+inline void store(T* p, Vector<Accumulator<T>> v, int64_t n) {
+  n >= kLanes<Accumulator<T>> ? store(p, v) : store_part(p, v, n);
+}
+
+// For results that are not read soon: their lines are not fetched for being written. p is aligned to a
+// vector. After the last one: finish_past_caches, before another thread may read.
+template <class V>
+inline void store_past_caches(void* p, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(p), bits_as<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(p), bits_as<__m256i>(v));
+#else
+  __builtin_memcpy(p, &v, sizeof v);
+#endif
+}
+// Two vectors of float, rounded to one of a half type.
+#if defined(__AVX512F__)
+inline VectorU joined(VectorH low, VectorH high) {
+  return bits_as<VectorU>(
+      _mm512_inserti64x4(_mm512_zextsi256_si512(bits_as<__m256i>(low)), bits_as<__m256i>(high), 1));
+}
+#else
+inline VectorU joined(VectorH low, VectorH high) {
+  VectorU both;
+  __builtin_memcpy(&both, &low, sizeof low);
+  __builtin_memcpy(reinterpret_cast<char*>(&both) + sizeof low, &high, sizeof high);
+  return both;
+}
+#endif
+inline void store_past_caches(f16* p, VectorF low, VectorF high) {
+  store_past_caches(p, joined(f16_of_float(low), f16_of_float(high)));
+}
+#if defined(__AVX512BF16__)
+// Subnormal numbers become zero, as they do in products of pairs.
+inline void store_past_caches(bf16* p, VectorF low, VectorF high) {
+  store_past_caches(p, _mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low)));
+}
+#else
+inline void store_past_caches(bf16* p, VectorF low, VectorF high) {
+  store_past_caches(p, joined(bf16_of_float(low), bf16_of_float(high)));
+}
+#endif
+inline void finish_past_caches() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // Calls f(i, lanes) for the vectors that n numbers fill, and for the rest of them with fewer lanes. Both are
