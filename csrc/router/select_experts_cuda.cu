@@ -2,11 +2,14 @@
 #include <algorithm>
 
 #include "device/launch.h"
+#include "gated_update/gated_update.h"
 #include "router/select_experts.h"
 #include "router/select_experts_kernels.cuh"
 
 namespace sysgen {
 namespace {
+
+static_assert(SelectNoise<float>::STREAM == static_cast<uint64_t>(NoiseStream::experts));
 
 // Enough segments to fill any device with warps, few enough that their sums cost little beside the logits.
 int64_t segment_tokens(const SelectionSizes& s) { return std::max<int64_t>(4, (s.tokens + 2047) / 2048); }

@@ -48,10 +48,11 @@ __device__ __forceinline__ u64 select_mix(u64 z) {
 
 template <class A>
 struct SelectNoise {
+  static constexpr u64 STREAM = 4;  // NoiseStream::experts
   u64 key, words;
   u32 dropped;
   __device__ __forceinline__ explicit SelectNoise(const SelectExpertsFwdDevice<A>& a)
-      : key(a.dropped ? select_mix(u64(*a.seed) + 4) : 0),
+      : key(a.dropped ? select_mix(u64(*a.seed) + STREAM) : 0),
         words((a.num_experts + 3) / 4),
         dropped(a.dropped) {}
   __device__ __forceinline__ bool drops(i64 token, i64 expert) const {
