@@ -37,6 +37,13 @@ struct Smem {
     offset += (sizeof(Array) + 127) / 128 * 128;
     return r;
   }
+  // An array whose size only the launch knows.
+  template <class T>
+  __device__ __forceinline__ T* elements(unsigned count) {
+    T* const r = reinterpret_cast<T*>(dynamic_shared + offset);
+    offset += (count * static_cast<unsigned>(sizeof(T)) + 127) / 128 * 128;
+    return r;
+  }
 };
 
 __device__ __forceinline__ u32 linear_tid() {

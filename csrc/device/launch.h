@@ -80,6 +80,14 @@ inline int num_multiprocessors(const char* what) {
   return count;
 }
 
+// Bytes of shared memory that a block can have on the current device, static ones included.
+inline int most_shared_bytes(const char* what) {
+  int device = 0, bytes = 0;
+  throw_on_cuda_error(cudaGetDevice(&device), what);
+  throw_on_cuda_error(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+  return bytes;
+}
+
 // 10 * major + minor of the current device.
 inline int compute_capability(const char* what) {
   int device = 0, major = 0, minor = 0;

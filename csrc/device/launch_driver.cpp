@@ -47,6 +47,7 @@ struct Api {
 
 constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 constexpr int kMultiprocessors = 16;     // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+constexpr int kMostSharedBytes = 97;     // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 constexpr int kDynamicSharedBytes = 8;   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
@@ -220,13 +221,23 @@ void launch(const KernelId& id, const LaunchConfig& config, void* stream, const 
 
 }  // namespace driver
 
+namespace driver {
+
+int attribute(int which, const char* what) {
+  const Api& api = api_for(what);
+  int handle = 0, value = 0;
+  check_result(api, api.device_get(&handle, current_device), what);
+  check_result(api, api.device_attribute(&value, which, handle), what);
+  return value;
+}
+
+}  // namespace driver
+
 int num_multiprocessors(const char* what) {
-  if (driver::dry_run) return 1;
-  const driver::Api& api = driver::api_for(what);
-  int handle = 0, count = 0;
-  driver::check_result(api, api.device_get(&handle, current_device), what);
-  driver::check_result(api, api.device_attribute(&count, driver::kMultiprocessors, handle), what);
-  return count;
+  return driver::dry_run ? 1 : driver::attribute(driver::kMultiprocessors, what);
+}
+int most_shared_bytes(const char* what) {
+  return driver::dry_run ? 0 : driver::attribute(driver::kMostSharedBytes, what);
 }
 
 }  // namespace sysgen

@@ -24,6 +24,9 @@ struct LaunchConfig {
 // Of this thread's device; 1 while launches are noted instead of done.
 int num_multiprocessors(const char* what);
 
+// Bytes of shared memory that a block can have on it, static ones included; 0 while launches are noted.
+int most_shared_bytes(const char* what);
+
 // Makes `index` the device of this thread's launches for a scope.
 class DeviceGuard {
  public:

@@ -35,6 +35,8 @@ void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, 
 // Few, so that tests see launchers that have more work than blocks.
 inline int num_multiprocessors(const char* /*what*/) { return 4; }
 
+inline int most_shared_bytes(const char* /*what*/) { return 227 << 10; }
+
 inline int compute_capability(const char* /*what*/) { return 90; }
 
 }  // namespace sysgen

@@ -23,6 +23,10 @@ struct Smem {
   Array& array(const emulator::Location& at = emulator::Location::current()) {
     return *static_cast<Array*>(emulator::dynamic_shared(index++, sizeof(Array), ALIGNMENT, at));
   }
+  template <class T>
+  T* elements(unsigned count, const emulator::Location& at = emulator::Location::current()) {
+    return static_cast<T*>(emulator::dynamic_shared(index++, count * sizeof(T), 128, at));
+  }
 };
 
 }  // namespace sysgen

@@ -5,7 +5,8 @@
 
 namespace sysgen {
 
-// Gradients of the state lie in `dinitial` from the start and are changed in place.
+// Gradients of the state lie in `dinitial` from the start and are changed in place, but for that of a memory
+// in shared memory. The memories of a chunk, which are read on the way back, lie in scratch.
 template <class A>
 struct NtmBwdKernelArgs {
   NtmProblem<A> p;
@@ -22,7 +23,8 @@ struct NtmBwdKernelArgs {
 
 // Step k of the chunk that begins at the checkpoint of chunk c.
 template <class A>
-__device__ __forceinline__ NtmStepBwd<A> bwd_step(const NtmBwdKernelArgs<A>& a, i64 b, i64 c, i64 k) {
+__device__ __forceinline__ NtmStepBwd<A> bwd_step(const NtmBwdKernelArgs<A>& a, const NtmCells<A>& grad,
+                                                  i64 b, i64 c, i64 k) {
   const NtmProblem<A>& p = a.p;
   const DncProblem<A>& common = p.common;
   const i64 n = p.cells(), w = p.width(), pairs = common.reads, state = ntm_cells_numel(p),
@@ -42,7 +44,7 @@ __device__ __forceinline__ NtmStepBwd<A> bwd_step(const NtmBwdKernelArgs<A>& a, 
   r.s.next = state_after(k);
   r.s.tape = ntm_tape(tape, n, w, pairs, p.at.size, true);
   r.s.work = ntm_work(work, n, w, pairs, p.shifts, true);
-  r.grad = cells_of(p, a.dinitial, b);
+  r.grad = grad;
   r.dinterface = a.dinterface + ((c * common.chunk + k) * common.batch + b) * p.at.size;
   return r;
 }
@@ -55,16 +57,20 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_bwd_kernel(const NtmBwdKer
   const i64 words = i64(common.reads) * p.width(), hidden = common.hidden, interface = p.at.size;
   SYSGEN_SHARED(NtmStepBwd<A>, steps, [1]);
   NtmStepBwd<A>& step = steps[0];
-  // Between two barriers, so that nobody reads the step before.
-  const auto set_step = [&](i64 b, i64 c, i64 k) {
-    if (threadIdx.x == 0) step = bwd_step(a, b, c, k);
-    __syncthreads();
-  };
+  A* const in_shared = memory_in_shared(p);
 
   for (i64 b = blockIdx.x; b < common.batch; b += gridDim.x) {
     const i64 length = dnc_length(common, b);
     A *const dh = a.dinitial_h + b * hidden, *const dreads = a.dinitial_reads + b * words;
-    import_cells(p, cells_of(p, a.dfinal, b), cells_of(p, a.dinitial, b));
+    NtmCells<A> grad = cells_of(p, a.dinitial, b);
+    A* const dinitial_memory = grad.memory;
+    if (in_shared) grad.memory = in_shared;
+    // Between two barriers, so that nobody reads the step before.
+    const auto set_step = [&](i64 c, i64 k) {
+      if (threadIdx.x == 0) step = bwd_step(a, grad, b, c, k);
+      __syncthreads();
+    };
+    import_cells(p, cells_of(p, a.dfinal, b), grad);
     const A* const none = nullptr;
     import_array(a.dfinal_h ? a.dfinal_h + b * hidden : none, dh, hidden);
     import_array(a.dfinal_reads ? a.dfinal_reads + b * words : none, dreads, words);
@@ -79,7 +85,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_bwd_kernel(const NtmBwdKer
       const i64 begin = c * common.chunk, end = length - begin < common.chunk ? length : begin + common.chunk;
       for (i64 t = begin; t < end; ++t) {
         const i64 row = t * common.batch + b;
-        set_step(b, c, t - begin);
+        set_step(c, t - begin);
         repeat_cell(common, g, a.gates + row * 4 * hidden, step.s.prev.c, step.s.next.c);
         interface_fwd(p, g, a.h_out + row * hidden, a.w_interface, a.b_interface, step.s.tape);
         __syncthreads();
@@ -87,7 +93,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_bwd_kernel(const NtmBwdKer
       }
       for (i64 t = end - 1; t >= begin; --t) {
         const i64 row = t * common.batch + b;
-        set_step(b, c, t - begin);
+        set_step(c, t - begin);
         for (i64 w = threadIdx.x; w < words; w += kDncThreads)
           step.s.work.reads[w] = dreads[w] + (a.dreads_out ? a.dreads_out[row * words + w] : A(0));
         __syncthreads();
@@ -106,6 +112,10 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_bwd_kernel(const NtmBwdKer
                 [&](int w, A sum) { dreads[w] = sum; });
         __syncthreads();
       }
+    }
+    if (in_shared) {
+      import_array(in_shared, dinitial_memory, p.cells() * p.width());
+      __syncthreads();
     }
   }
 }

@@ -11,6 +11,19 @@
 namespace sysgen {
 namespace {
 
+// Of the current device: bytes of shared memory that this recurrence takes at most. Registers let a
+// multiprocessor hold one block, so that nothing else is in want of them; the rest is a cache.
+size_t most_for_memory() {
+  constexpr int kStatic = 1 << 10, kMost = 160 << 10;
+  return static_cast<size_t>(std::clamp(most_shared_bytes("ntm_sequence") - kStatic, 0, kMost));
+}
+
+// Bytes of shared memory for a memory that fits there, else 0.
+size_t memory_bytes_in_shared(const NtmSizes& s, size_t most) {
+  const size_t bytes = static_cast<size_t>(s.cells * s.width) * (s.dtype == DType::f64 ? 8 : 4);
+  return bytes <= most ? (bytes + 127) / 128 * 128 : 0;
+}
+
 // Samples that are under way at once, each in a block of its own: more than 8 on a multiprocessor wait for
 // their turn. Of the current device.
 unsigned ntm_blocks(const NtmSizes& s) {
@@ -48,7 +61,7 @@ int64_t scratch_bytes(const NtmSizes& s, bool backward) {
 }
 
 template <class A>
-NtmProblem<A> ntm_problem(const NtmSizes& s, void* scratch) {
+NtmProblem<A> ntm_problem(const NtmSizes& s, void* scratch, size_t shared_bytes) {
   NtmProblem<A> p{};
   p.common.steps = s.steps;
   p.common.batch = s.batch;
@@ -64,6 +77,7 @@ NtmProblem<A> ntm_problem(const NtmSizes& s, void* scratch) {
   fits_int(s.width * s.cells, "the size of the memory");
   p.common.group = 1;
   p.common.eps = static_cast<A>(s.eps);
+  p.memory_shared = shared_bytes > 0;
   p.reach = static_cast<int>(s.reach);
   p.shifts = static_cast<int>(s.shifts());
   p.at = interface_map(s);
@@ -77,11 +91,12 @@ NtmCells<A> cells(const NtmState& s) {
 }
 
 template <class A>
-void fwd(const NtmFwdArgs& a, void* stream) {
+void fwd(const NtmFwdArgs& a, size_t most_shared, void* stream) {
+  const size_t shared = memory_bytes_in_shared(a.s, most_shared);
   const auto in = [](const void* x) { return static_cast<const A*>(x); };
   const auto out = [](void* x) { return static_cast<A*>(x); };
   NtmFwdKernelArgs<A> k{};
-  k.p = ntm_problem<A>(a.s, a.scratch);
+  k.p = ntm_problem<A>(a.s, a.scratch, shared);
   k.w_hidden = in(a.w.hidden);
   k.w_reads = in(a.w.reads);
   k.w_interface = in(a.w.interface);
@@ -97,16 +112,17 @@ void fwd(const NtmFwdArgs& a, void* stream) {
   k.initial = cells<A>(a.initial);
   k.final = cells<A>(a.final);
   k.scratch = out(a.scratch);
-  const LaunchConfig config{dim3(ntm_blocks(a.s)), dim3(kDncThreads)};
+  const LaunchConfig config{dim3(ntm_blocks(a.s)), dim3(kDncThreads), shared};
   SYSGEN_LAUNCH_TEMPLATE(ntm_fwd_kernel, A, config, stream, k);
 }
 
 template <class A>
-void bwd(const NtmBwdArgs& a, void* stream) {
+void bwd(const NtmBwdArgs& a, size_t most_shared, void* stream) {
+  const size_t shared = memory_bytes_in_shared(a.s, most_shared);
   const auto in = [](const void* x) { return static_cast<const A*>(x); };
   const auto out = [](void* x) { return static_cast<A*>(x); };
   NtmBwdKernelArgs<A> k{};
-  k.p = ntm_problem<A>(a.s, a.scratch);
+  k.p = ntm_problem<A>(a.s, a.scratch, shared);
   k.w_hidden_t = in(a.w.hidden);
   k.w_reads_t = in(a.w.reads);
   k.w_interface = in(a.w.interface);
@@ -126,7 +142,7 @@ void bwd(const NtmBwdArgs& a, void* stream) {
   k.dgates = out(a.dgates);
   k.dinterface = out(a.dinterface);
   k.scratch = out(a.scratch);
-  const LaunchConfig config{dim3(ntm_blocks(a.s)), dim3(kDncThreads)};
+  const LaunchConfig config{dim3(ntm_blocks(a.s)), dim3(kDncThreads), shared};
   SYSGEN_LAUNCH_TEMPLATE(ntm_bwd_kernel, A, config, stream, k);
 }
 
@@ -150,13 +166,15 @@ int64_t ntm_bwd_cuda_scratch_bytes(const NtmSizes& s, int device_index) {
 void ntm_fwd_cuda(const NtmFwdArgs& args, int device_index, void* stream) {
   if (args.s.batch == 0) return;
   const DeviceGuard guard(device_index);
-  args.s.dtype == DType::f64 ? fwd<double>(args, stream) : fwd<float>(args, stream);
+  const size_t most = most_for_memory();
+  args.s.dtype == DType::f64 ? fwd<double>(args, most, stream) : fwd<float>(args, most, stream);
 }
 
 void ntm_bwd_cuda(const NtmBwdArgs& args, int device_index, void* stream) {
   if (args.s.batch == 0) return;
   const DeviceGuard guard(device_index);
-  args.s.dtype == DType::f64 ? bwd<double>(args, stream) : bwd<float>(args, stream);
+  const size_t most = most_for_memory();
+  args.s.dtype == DType::f64 ? bwd<double>(args, most, stream) : bwd<float>(args, most, stream);
 }
 
 }  // namespace sysgen

@@ -4,7 +4,7 @@
 
 namespace sysgen {
 
-// The state lies in `final` from the start and is changed in place.
+// The state lies in `final` from the start and is changed in place, but for a memory in shared memory.
 template <class A>
 struct NtmFwdKernelArgs {
   NtmProblem<A> p;
@@ -39,10 +39,13 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_fwd_kernel(const NtmFwdKer
   const i64 words = i64(common.reads) * p.width(), hidden = common.hidden, state = ntm_cells_numel(p);
   SYSGEN_SHARED(NtmStep<A>, steps, [1]);
   NtmStep<A>& step = steps[0];
+  A* const in_shared = memory_in_shared(p);
 
   for (i64 b = blockIdx.x; b < common.batch; b += gridDim.x) {
     const i64 length = dnc_length(common, b);
-    const NtmCells<A> now = cells_of(p, a.final, b);
+    NtmCells<A> now = cells_of(p, a.final, b);
+    A* const final_memory = now.memory;
+    if (in_shared) now.memory = in_shared;
     if (threadIdx.x == 0) step = fwd_step(a, now);
     __syncthreads();
     A* const reads = step.work.reads;
@@ -80,6 +83,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) ntm_fwd_kernel(const NtmFwdKer
         length == 0 ? a.initial_h + b * hidden : a.h_out + ((length - 1) * common.batch + b) * hidden;
     import_array(h, a.final_h + b * hidden, hidden);
     import_array(reads, a.final_reads + b * words, words);
+    if (in_shared) import_array(now.memory, final_memory, p.cells() * p.width());
     __syncthreads();
   }
 }

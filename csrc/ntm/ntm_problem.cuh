@@ -17,6 +17,7 @@ template <class A>
 struct NtmProblem {
   DncProblem<A> common;  // `reads`: pairs of heads
   int reach, shifts;
+  bool memory_shared;  // the memory of forward, or its gradient, lies in shared memory
   NtmInterfaceMap at;
 
   __device__ __forceinline__ i64 cells() const { return common.cells; }
@@ -62,6 +63,13 @@ __host__ __device__ NtmTape<A> ntm_tape(DncCarver<A>& carver, i64 n, i64 w, i64 
   t.shifted = carver.take(2 * pairs * n);
   t.between = keep ? carver.take((pairs - 1) * n * w) : nullptr;
   return t;
+}
+
+// [N, W] for what a block changes in every step; null where that does not fit.
+template <class A>
+__device__ __forceinline__ A* memory_in_shared(const NtmProblem<A>& p) {
+  Smem smem;
+  return p.memory_shared ? smem.elements<A>(p.common.cells * p.common.width) : nullptr;
 }
 
 // Scratch of a block that no step leaves behind, but for the reads.

@@ -79,7 +79,8 @@ struct Run {
   Buffer gates, h_out, reads_out, dgates, dinterface;
   std::vector<Buffer> final, dinitial;
 
-  Run(const Problem& p, DType dtype, bool cpu)
+  // most_shared: bytes of shared memory that a memory may take on a device.
+  Run(const Problem& p, DType dtype, bool cpu, size_t most_shared)
       : gates(converted(p.gates, dtype)),
         h_out(dtype, p.dh_out.count()),
         reads_out(dtype, p.dreads_out.count()),
@@ -118,7 +119,10 @@ struct Run {
     f.checkpoints = checkpoints.data();
     f.scratch = fwd_scratch.data();
     f.threads = 1;
-    cpu ? base::ntm_fwd(f) : ntm_fwd_cuda(f, 0, nullptr);
+    const auto on_device = [&](const auto& args, auto launch32, auto launch64) {
+      dtype == DType::f64 ? launch64(args, most_shared, nullptr) : launch32(args, most_shared, nullptr);
+    };
+    cpu ? base::ntm_fwd(f) : on_device(f, &fwd<float>, &fwd<double>);
 
     NtmBwdArgs b{};
     b.s = s;
@@ -135,7 +139,18 @@ struct Run {
     b.dinitial = state_of(dinitial);
     b.scratch = bwd_scratch.data();
     b.threads = 1;
-    cpu ? base::ntm_bwd(b) : ntm_bwd_cuda(b, 0, nullptr);
+    cpu ? base::ntm_bwd(b) : on_device(b, &bwd<float>, &bwd<double>);
+  }
+
+  bool same_bits(const Run& other) const {
+    const auto same = [](const Buffer& a, const Buffer& b) {
+      return std::memcmp(a.data(), b.data(), a.count() * size_of(a.dtype())) == 0;
+    };
+    const auto all = [&](const std::vector<Buffer>& a, const std::vector<Buffer>& b) {
+      return std::equal(a.begin(), a.end(), b.begin(), same);
+    };
+    return same(h_out, other.h_out) && same(reads_out, other.reads_out) && same(dgates, other.dgates) &&
+           same(dinterface, other.dinterface) && all(final, other.final) && all(dinitial, other.dinitial);
   }
 };
 
@@ -144,7 +159,8 @@ double worst = 0;
 void check_case(const NtmSizes& s, bool some_lengths, bool state_gradient, bool output_gradient,
                 Random& random) {
   const Problem p(s, some_lengths, state_gradient, output_gradient, random);
-  const Run expected(p, DType::f64, true), got(p, s.dtype, false);
+  const size_t memory = s.cells * s.width * size_of(s.dtype);
+  const Run expected(p, DType::f64, true, 0), got(p, s.dtype, false, memory);
   Comparison compare(cat(name_of(s.dtype), " T", s.steps, " B", s.batch, " H", s.hidden, " N", s.cells, " W",
                          s.width, " P", s.reads, " S", s.reach, " chunk ", s.chunk));
   // Every number is a sum of at most some hundred products, each of them rounded, and steps add up. Gradients
@@ -175,6 +191,9 @@ void check_case(const NtmSizes& s, bool some_lengths, bool state_gradient, bool 
     same(cat("d", kStateNames[k]).c_str(), got.dinitial[k], expected.dinitial[k], largest);
   }
   worst = std::max(worst, compare.worst());
+  // A memory that does not fit shared memory.
+  if (!got.same_bits(Run(p, s.dtype, false, memory - 1)))
+    throw std::runtime_error("bits depend on where the memory lies");
 }
 
 NtmSizes sizes_of(int64_t steps, int64_t batch, int64_t hidden, int64_t cells, int64_t width, int64_t pairs,
