@@ -98,6 +98,7 @@ unsigned end_of_complete(const HopperThread& h, unsigned pending) {
   return groups ? h.group_end[(groups - 1) % kMaxRunning] : 0;
 }
 
+// It orders memory as __syncwarp does: what the hardware has read for the warp, it has read by then.
 const WarpOperation waited{"wgmma_wait", nullptr, true, true};
 const WarpOperation fenced{"wgmma_fence", nullptr, false, true};
 const WarpOperation committed{"wgmma_commit", nullptr, false, true};

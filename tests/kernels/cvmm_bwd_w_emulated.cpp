@@ -150,6 +150,14 @@ void run_hopper_path(Random& random, int i) {
   c.dy_routed = random() % 2;
   c.gate = random() % 2;
   c.gap = pick(random, {0, 8, 24});
+  if (i < 2) {  // more steps a block than there are stages
+    c.tokens = 1100;
+    c.k = c.experts = 1;
+    c.d = 136;
+    c.h = 72;
+    c.pattern = Pattern::uniform;
+    c.gate = i == 0;
+  }
   setenv("SYSGEN_HOPPER", "1", 1);
   emulator::counters = {};
   run(c, random);
