@@ -29,7 +29,7 @@ inline Integers<A> keys_of(Vector<A> x) {
 template <class A>
 class Ranking {
  public:
-  static constexpr int64_t L = kLanes<A>, kChunk = 4 * L;
+  static constexpr int64_t L = kLanes<A>, kChunk = 4 * L > 32 ? 4 * L : 32;
   const int64_t rows;  // L or 1
 
   Ranking(int64_t n, int64_t k_, int slot)
@@ -104,6 +104,17 @@ class Ranking {
     for (; s < k; ++s) chosen[s] = -1;
   }
 
+  // Each lane gets the better one of itself and the lane H away, then of those H / 2 away ...
+  template <int H>
+  static void join_lanes(Integers<A>& key, Integers<A>& at) {
+    Integers<A> away = lane_numbers<A>() ^ static_cast<Key<A>>(H);
+    const Integers<A> other = __builtin_shuffle(key, away), other_at = __builtin_shuffle(at, away);
+    const Integers<A> better = (other > key) | ((other == key) & (other_at < at));
+    key = better ? other : key;
+    at = better ? other_at : at;
+    if constexpr (H > 1) join_lanes<H / 2>(key, at);
+  }
+
   Best search(int64_t chunk) const {
     const int64_t first = chunk * kChunk;
     Integers<A> key = load_as<Integers<A>>(keys + first), at = {};
@@ -113,13 +124,8 @@ class Ranking {
       at = larger ? Integers<A>{} + static_cast<Key<A>>(i * L) : at;
     }
     at += lane_numbers<A>();
-    Key<A> most = key[0], where = at[0];
-    for (int i = 1; i < L; ++i) {
-      const bool before = key[i] > most || (key[i] == most && at[i] < where);
-      most = before ? key[i] : most;
-      where = before ? at[i] : where;
-    }
-    return {first + where, most};
+    join_lanes<static_cast<int>(L) / 2>(key, at);
+    return {first + at[0], key[0]};
   }
 
   const int64_t k, chunks, width, used;

@@ -27,7 +27,8 @@ class SigmaMoE(nn.Module):
         bias: with ``bias`` [E, G] and one ``o_bias`` [d_out], which is added once and not gated.
         dropout: rate of ordinary dropout on the hidden activations.
         expert_dropout: rate δ at which experts are left out of the selection in training (Eq. 7.21), drawn for each
-            token and expert, without rescaling. A token for which none is left gets ``o_bias``.
+            token and expert, without rescaling; rounded to a multiple of 2⁻¹⁶. A token for which none is left gets
+            ``o_bias``.
         num_layers: number of layers of the model; scales the initial weights (``reset_parameters``).
         d_out: width of the output, d_model if None.
 
@@ -115,7 +116,7 @@ class SigmaMoE(nn.Module):
         )
 
     def select(self, x):
-        """The experts int64 [..., k] of each token (−1: none left), their gates [..., k] and all logits [..., E]."""
+        """The experts int64 [..., k] of each token by logit (−1: none left), their gates [..., k], all logits [..., E]."""
         logits = self._logits(x)
         return *self._select(logits), logits
 
