@@ -36,7 +36,8 @@ struct Division {
 
   Division(const Routing& q, int threads) : num_tokens(q.num_tokens) {
     const int64_t experts = std::max<int64_t>(q.num_experts, 1);
-    blocks = std::max<int64_t>(q.num_routes() / (kRowsOfExpert * experts), 1);
+    blocks =
+        std::clamp<int64_t>(q.num_routes() / (kRowsOfExpert * experts), 1, std::max<int64_t>(num_tokens, 1));
     blocks = blocks < threads ? 1 : blocks / threads * threads;  // as many for each
     workers = blocks > 1 ? threads : 1;
     threads_of_block = blocks > 1 ? 1 : threads;
