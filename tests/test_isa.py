@@ -41,6 +41,18 @@ def test_more_than_one_cache_block(isa, tokens, k, d, h, num_experts, dtypes):
     check_cvmm(ops, inputs_of(tokens, k, d, h, num_experts, dtypes, reduce=True))
 
 
+@pytest.mark.parametrize("dtypes", [DTYPES[1], *((t, t) for t in HALF)], ids=dtype_id)
+def test_few_rows_an_expert(isa, dtypes):
+    """Weights are multiplied where they lie; a gradient of more than 8 MiB is written past the caches."""
+    inputs = inputs_of(90, 2, 210, 160, 128, dtypes)
+    inputs["weight"] = inputs["weight"].detach().requires_grad_()  # contiguous, so that its gradient is
+    assert inputs["weight"].nbytes > 8 << 20
+    check_cvmm(ops, inputs, what="shared rows")
+    long = inputs_of(7, 1, 5, 1031, 2, dtypes, reduce=True)
+    long["experts"] = torch.tensor([[0], [1], [1], [1], [0], [1], [1]])
+    check_cvmm(ops, long, what="long products")
+
+
 def test_the_level_is_the_one_that_was_set(isa):
     assert core.cpu_isa() == isa
 

@@ -20,8 +20,9 @@ def restore_threads():
 def inputs_of(dtypes, skewed, tokens=4000, k=3, d=61, h=47, num_experts=6):
     g = torch.Generator().manual_seed(0)
     experts = routes(g, (tokens,), k, num_experts)
-    if skewed:  # one expert has nearly all
+    if skewed:  # one expert has nearly all, another a handful
         experts[50:] = 4
+        experts[9:][experts[9:] == 1] = 4
     return {
         "x": values(g, (tokens, d), dtypes[0]).requires_grad_(),
         "experts": experts,
@@ -42,6 +43,17 @@ def results_of(inputs):
 def assert_equal(first, second):
     for a, b in zip(first, second):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2]], ids=dtype_id)
+def test_the_number_of_threads_changes_no_bit_of_few_rows(isa, dtypes):
+    """Columns are divided instead of routes: wide rows, some tens of them an expert."""
+    inputs = inputs_of(dtypes, False, tokens=60, d=300, h=523)
+    torch.set_num_threads(1)
+    one = results_of(inputs)
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        assert_equal(results_of(inputs), one)
 
 
 @pytest.mark.parametrize("skewed", [False, True])

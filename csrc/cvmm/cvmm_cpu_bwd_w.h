@@ -22,7 +22,7 @@ class CvmmBwdW {
     if (a.d == 0 || a.h == 0) return;
     int64_t longest = 0;
     for (int64_t e = 0; e < q.num_experts; ++e) longest = max_of(longest, q.offsets[e + 1] - q.offsets[e]);
-    choose_tile(threads == 1 ? 1 : ceil_div(8 * threads * longest, max_of(routed, 1)));
+    choose_tile(threads == 1 ? 1 : ceil_div(2 * threads * longest, max_of(routed, 1)));
     const int64_t tiles_d = ceil_div(a.d, tile_d), tiles_h = ceil_div(a.h, tile_h), tiles = tiles_d * tiles_h;
     const auto tile_of = [&](int64_t task) {
       const int64_t e = task / tiles, i = task % tiles / tiles_h * tile_d, j = task % tiles_h * tile_h;

@@ -121,11 +121,12 @@ class CvmmFwd {
 
   void run_reduce() {
     if (q.num_tokens == 0) return;
-    const int64_t wanted = threads == 1 ? 1 : 4 * threads, groups = ceil_div(a.h, kGroup);
+    const int64_t wanted = threads == 1 ? 1 : 2 * threads, groups = ceil_div(a.h, kGroup);
     // Each block of tokens packs all of W again, each block of columns gathers all rows of x again. The
-    // latter is cheaper, so columns are split first, and tokens as far as an expert keeps rows enough in a
-    // block.
-    int64_t blocks = min_of(ceil_div(wanted, max_of(groups, 1)), routed / (128 * max_of(q.num_experts, 1)));
+    // latter is cheaper, so columns are split first, as long as a block keeps kBlockCols, and then tokens as
+    // far as an expert keeps rows enough in a block.
+    const int64_t wide = max_of(1, ceil_div(a.h, kBlockCols));
+    int64_t blocks = min_of(ceil_div(wanted, wide), routed / (128 * max_of(q.num_experts, 1)));
     if (!kOutHoldsSums) blocks = max_of(blocks, ceil_div(q.num_tokens, kSumTokens));
     blocks = max_of(1, max_of(blocks, min_of(threads / max_of(groups, 1), q.num_tokens)));
     split_columns(kOutHoldsSums ? ceil_div(wanted, blocks) : groups);
@@ -309,16 +310,25 @@ class CvmmFwd {
     int columns;  // of a call
     const auto kernel = dot_kernel_for<T, TW>(strip.rows, columns);
     const int64_t bytes = columns * a.w_stride_h * int64_t{sizeof(TW)};
-    const int64_t ahead = bytes > kDotBytesAhead ? kRowBytesAhead : kDotBytesAhead / max_of(1, bytes) * bytes;
+    const int64_t columns_ahead = bytes > kDotBytesAhead ? 0 : kDotBytesAhead / max_of(1, bytes) * columns;
+    // Bytes from a column to what is fetched with it: of a long one what follows in it, else a column some
+    // calls later, of the next expert after the last.
+    const auto ahead_of_column = [&](int64_t column) -> int64_t {
+      if (columns_ahead == 0) return kRowBytesAhead;
+      const int64_t later = column + columns_ahead;
+      const bool of_next = later >= n1 && next < q.num_experts;
+      const TW* const to =
+          of_next ? corner_of({next, n0 + later - n1, 0, 0, 0}) : corner_of({e, later, 0, 0, 0});
+      return (to - corner_of({e, column, 0, 0, 0})) * int64_t{sizeof(TW)};
+    };
     Acc* c[kMaxRows];
     for (int i = 0; i < strip.rows; ++i) c[i] = tile + i * kTilePitch;
     for (int64_t n = n0; n < n1; n += kGroup) {
       const int64_t width = min_of(n1 - n, kGroup);
-      const TW* const w = corner_of({e, n, width, 0, a.d});
       for (int i = 0; i < strip.rows; ++i) prefetch_results(strip, i, n, width, sums);
       for (int64_t j = 0; j < width; j += columns)
-        kernel(a.d, packed_x, pitch, w + j * a.w_stride_h, a.w_stride_h, width - j, ahead, tile + j,
-               kTilePitch);
+        kernel(a.d, packed_x, pitch, corner_of({e, n + j, 0, 0, 0}), a.w_stride_h, width - j,
+               ahead_of_column(n + j), tile + j, kTilePitch);
       finish_tile<false>(strip, e, c, n, width, sums.data);
       if (a.dot) close_dots(strip, n / kGroup);
     }
