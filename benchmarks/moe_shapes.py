@@ -58,12 +58,20 @@ class Stack(NamedTuple):
         return sum(p.flops for p in self.projections())
 
 
-def scaled(shape, factor):
-    """Tokens and experts divided by ``factor``, so that an expert keeps its rows; but 2k experts or more, 16 tokens or
-    more, and all experts where their number is what the shape is about (MoEUT)."""
-    experts = shape.num_experts if shape.name.startswith("moeut") else shape.num_experts // factor
-    experts = min(max(experts, 2 * shape.k), shape.num_experts)
-    return shape._replace(tokens=max(shape.tokens // factor, 16), num_experts=experts)
+SCALE, MOST_FLOPS, MOST_WEIGHTS = 16, 2e10, 2**25  # of a layer's forward pass; elements of one projection
+
+
+def scaled(shape):
+    """For a CPU: tokens and experts divided by SCALE, so that an expert keeps its rows; but 2k experts or more, 16
+    tokens or more, and an odd number of experts where that is what the shape is about (MoEUT). Then both widths are
+    halved until a forward pass has at most MOST_FLOPS and the weights of a projection at most MOST_WEIGHTS elements."""
+    experts = min(max(shape.num_experts // SCALE, 2 * shape.k), shape.num_experts)
+    if shape.name.startswith("moeut"):
+        experts |= 1
+    shape = shape._replace(tokens=max(shape.tokens // SCALE, 16), num_experts=experts)
+    while shape.flops > MOST_FLOPS or shape.num_experts * shape.d * shape.h > MOST_WEIGHTS:
+        shape = shape._replace(d=shape.d // 2, h=shape.h // 2)
+    return shape
 
 
 def tiny(shape):
