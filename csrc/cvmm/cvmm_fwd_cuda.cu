@@ -1,5 +1,6 @@
 // Launches cvmm_fwd: chooses the product for the types and the tile for the shapes.
 #include "cvmm/cvmm_chunks_kernels.cuh"
+#include "cvmm/cvmm_combine_launch.h"
 #include "cvmm/cvmm_fwd_kernels.cuh"
 #include "cvmm/cvmm_hopper.h"
 #include "cvmm/cvmm_launch.h"
@@ -170,34 +171,16 @@ void launch_rows(const CvmmFwdArgs& a, const Args& k, int64_t routes, void* stre
     SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
 }
 
-// Sums up the rows of `tokens` tokens, of which `first` is the first.
-template <class T, class Args>
-void launch_combine(const CvmmFwdArgs& a, const Args& k, int64_t first, int64_t tokens, void* stream) {
-  if (!a.out || !a.reduce || tokens == 0 || a.h == 0) return;
-  const int64_t v = 16 / sizeof(Acc<T>);
-  CvmmCombineArgs<T> c{};
-  c.sorted = k.sorted;
-  c.inverse = a.route.inverse + first * a.route.k;
-  c.num_tokens = tokens;
-  c.k = a.route.k;
-  c.h = a.h;
-  c.out = static_cast<T*>(a.out) + first * a.h;
-  c.vec = a.h % v == 0 && copy_width(c.sorted, {}) == 16 && copy_width(c.out, {}) == 16;
-  c.by_route = k.begins;
-  const int64_t blocks = ceil_div(tokens * ceil_div(a.h, v), 256);
-  const LaunchConfig config{dim3(static_cast<unsigned>(std::min(blocks, kMaxGridX))), dim3(256)};
-  SYSGEN_LAUNCH_TEMPLATE(cvmm_combine_kernel, T, config, stream, c);
-}
-
 template <class P>
 void launch_product(const CvmmFwdArgs& a, void* stream, int64_t chunk_tokens, int64_t max_blocks = kNoLimit) {
   using T = typename P::T;
   const Scratch scratch = scratch_of<P>(a, chunk_tokens);
   CvmmFwdKernelArgs<T, typename P::W> k = kernel_args<P>(a, scratch);
   const int64_t tokens = a.route.num_tokens, routes = k.num_routes, experts = k.num_experts;
+  const bool sums = a.out && a.reduce;
   if (!scratch.chunk_bytes) {
     launch_rows<P>(a, k, routes, stream, max_blocks);
-    launch_combine<T>(a, k, 0, tokens, stream);
+    if (sums) launch_combine<T>(a.route, a.h, k.sorted, a.out, stream);
   } else {
     const int64_t chunks = ceil_div(tokens, chunk_tokens);
     int* const begins =
@@ -213,7 +196,7 @@ void launch_product(const CvmmFwdArgs& a, void* stream, int64_t chunk_tokens, in
       k.offsets = offsets + c * (experts + 1);
       k.first_route = first * a.route.k;
       launch_rows<P>(a, k, count * a.route.k, stream, max_blocks);
-      launch_combine<T>(a, k, first, count, stream);
+      if (sums) launch_combine<T>(a.route, {first, count}, a.h, k.sorted, true, a.out, stream);
     }
   }
   if (a.dot && routes > 0 && (!k.dot || k.n_tiles == 0)) {
