@@ -167,7 +167,7 @@ void launch_rows(const CvmmFwdArgs& a, const Args& k, int64_t routes, void* stre
   const int64_t tiles = (routes / P::BM + k.num_experts) * k.n_tiles;
   const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_fwd_kernel", tiles, max_blocks)),
                             dim3(P::THREADS), sizeof(CvmmFwdShared<P>)};
-  if (k.begins || !takes_hopper_path<P>(a, k, stream))
+  if (!takes_hopper_path<P>(a, k, stream))
     SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
 }
 

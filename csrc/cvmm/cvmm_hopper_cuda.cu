@@ -39,8 +39,8 @@ bool launch_tiles(const CvmmFwdArgs& a, const CvmmFwdKernelArgs<typename P::T, t
                       P::BOX_ROWS};
   if (!encode_tensor_map(args.w, w)) return false;
   args.fwd = k;
-  args.tiles = (k.num_routes / P::BM + k.num_experts + 1) * k.n_tiles;
-  const int64_t blocks = std::min<int64_t>(args.tiles, num_multiprocessors("cvmm"));
+  const int64_t tiles = (k.num_routes / P::BM + k.num_experts) * k.n_tiles;  // at most
+  const int64_t blocks = std::min<int64_t>(tiles, num_multiprocessors("cvmm"));
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(P::THREADS), P::SHARED};
   SYSGEN_LAUNCH_TEMPLATE(cvmm_hopper_kernel, P, config, stream, args);
   return true;

@@ -13,7 +13,6 @@ template <class T>
 struct CvmmHopperArgs {
   TensorMap w;  // [E, d, h] or, if rows of w run along d, [E, h, d]; boxes as CvmmHopperTile has them
   CvmmFwdKernelArgs<T, T> fwd;  // n_tiles for tiles of BN columns; x may be read 16 bytes at a time
-  i64 tiles;                    // at most: rows of tiles times n_tiles
 };
 
 // KN: rows of w in memory run along h. A box is then 64 k of 64 columns, else BN columns of 64 k.
@@ -37,15 +36,23 @@ struct CvmmHopperWork {
   i64 expert, row0, n0;
   int rows, n_tile;  // no rows: nothing to do
 };
-template <class P>
-__device__ __forceinline__ CvmmHopperWork
-cvmm_hopper_work(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a, i64 index) {
+// Tiles lie as in CvmmFwdTiles, the column tiles of a row of tiles behind each other.
+template <class P, class Args>
+__device__ __forceinline__ i64 cvmm_hopper_tiles(const Args& a) {
+  return tile_base<P::BM>(a.offsets, a.num_experts) * a.n_tiles;
+}
+template <class P, class Args>
+__device__ __forceinline__ CvmmHopperWork cvmm_hopper_work(const Args& a, i64 index) {
   const i64 tile = index / a.n_tiles;
   const int n_tile = index % a.n_tiles;
-  const i64 e = warp_search(a.num_experts + 1, [&](i64 i) { return tile_base<P::BM>(a.offsets, i); }, tile);
-  const i64 row0 = a.offsets[e] + (tile - tile_base<P::BM>(a.offsets, e)) * P::BM;
-  const i64 left = (e < a.num_experts ? a.offsets[e + 1] : a.num_routes) - row0;
-  return {e, row0, i64(n_tile) * P::BN, left < 0 ? 0 : left < P::BM ? int(left) : P::BM, n_tile};
+  const i64 e = warp_search(a.num_experts, [&](i64 i) { return tile_base<P::BM>(a.offsets, i); }, tile);
+  const i64 m0 = (tile - tile_base<P::BM>(a.offsets, e)) * P::BM;
+  const i64 left = a.offsets[e + 1] - a.offsets[e] - m0;
+  return {e, (a.begins ? a.begins[e] : a.offsets[e]) + m0, i64(n_tile) * P::BN,
+          left < 0       ? 0
+          : left < P::BM ? int(left)
+                         : P::BM,
+          n_tile};
 }
 
 template <class P>
@@ -61,9 +68,10 @@ __device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typenam
   const int place = (chunk ^ (first % 8)) * 8;  // swizzled; STEP rows further on it is the same
   static_assert(STEP % 8 == 0, "a thread's chunks are all at one place of their rows");
   RingPlace<P::STAGES> at{0, 1};
-  for (i64 index = blockIdx.x; index < args.tiles; index += gridDim.x) {
+  const i64 end = cvmm_hopper_tiles<P>(a);
+  for (i64 index = blockIdx.x; index < end; index += gridDim.x) {
     const CvmmHopperWork work = cvmm_hopper_work<P>(a, index);
-    if (work.rows == 0 || work.expert == a.num_experts) continue;
+    if (work.rows == 0) continue;
     const T* source[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -94,20 +102,6 @@ __device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typenam
   }
   for (int s = 0; s < P::STAGES; ++s, at.advance())
     mbarrier_wait(empty[at.stage], at.parity);  // all has arrived
-}
-
-// Dropped routes: zeros.
-template <class P>
-__device__ __forceinline__ void cvmm_hopper_clear(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a,
-                                                  const CvmmHopperWork& work) {
-  using T = typename P::T;
-  const int thread = threadIdx.x - P::PRODUCERS;
-  for (int i = thread; i < work.rows * P::BN; i += P::CONSUMERS) {
-    const i64 col = work.n0 + i % P::BN;
-    if (a.out && col < a.h) a.out[a.order[work.row0 + i / P::BN] * a.h + col] = from_acc<T>(0);
-  }
-  if (a.dot)
-    for (int i = thread; i < work.rows; i += P::CONSUMERS) a.dot[a.order[work.row0 + i]] = 0;
 }
 
 template <class P>
@@ -171,8 +165,8 @@ __device__ __forceinline__ void cvmm_hopper_finish(const CvmmFwdKernelArgs<typen
     if (a.out) {
       store_row<T>(product, i, route[i] >= 0 ? a.out + route[i] * a.h : nullptr, work.n0, a.h, a.vec_out);
     } else {
-      store_row<float>(product, i, route[i] >= 0 ? a.sorted + (work.row0 + product.row(i)) * a.h : nullptr,
-                       work.n0, a.h, a.vec_out);
+      const i64 to = a.begins ? route[i] - a.first_route : work.row0 + product.row(i);
+      store_row<float>(product, i, route[i] >= 0 ? a.sorted + to * a.h : nullptr, work.n0, a.h, a.vec_out);
     }
   }
 }
@@ -194,13 +188,10 @@ __device__ __forceinline__ void cvmm_hopper_consume(const CvmmHopperArgs<typenam
     if (lane_id() == 0) mbarrier_arrive(empty[stage]);
   };
   RingPlace<P::STAGES> at{0, 0};
-  for (i64 index = blockIdx.x; index < args.tiles; index += gridDim.x) {
+  const i64 end = cvmm_hopper_tiles<P>(a);
+  for (i64 index = blockIdx.x; index < end; index += gridDim.x) {
     const CvmmHopperWork work = cvmm_hopper_work<P>(a, index);
     if (work.rows == 0) continue;
-    if (work.expert == a.num_experts) {
-      cvmm_hopper_clear<P>(a, work);
-      continue;
-    }
     WgmmaProduct<P::BN> product(warp);
     int before = -1;
     for (i64 k0 = 0; k0 < a.d; k0 += P::BK, at.advance()) {
@@ -232,6 +223,7 @@ __global__ void __launch_bounds__(P::THREADS, 1)
   auto& barriers = smem.array<typename P::Barriers>();
   if (threadIdx.x == 0) prefetch_tensor_map(args.w);
   start_ring<P>(barriers, P::PRODUCERS + 1);  // their copies, and thread 0 for TMA
+  if (!args.fwd.begins) clear_dropped(args.fwd);
   if (warp_id() < P::PRODUCERS / 32) {
     registers_decrease<RING_PRODUCER_REGISTERS>();
     cvmm_hopper_produce<P>(args, stages, barriers);

@@ -72,31 +72,33 @@ struct Problem {
   }
 };
 
-// By the tiles of P, or by those that the shapes choose.
+// By the tiles of P, or by those that the shapes choose; for `chunk` tokens at a time.
 template <class P>
 struct Tiles {
-  static void launch(const CvmmFwdArgs& a) { launch_product<P>(a, nullptr, a.route.num_tokens); }
+  int64_t chunk;
+  int64_t scratch_bytes(const CvmmFwdArgs& a) const { return scratch_of<P>(a, chunk).bytes(); }
+  void launch(const CvmmFwdArgs& a) const { launch_product<P>(a, nullptr, chunk); }
 };
 template <>
 struct Tiles<void> {
-  static void launch(const CvmmFwdArgs& a) { cvmm_fwd_cuda(a, 0, nullptr); }
+  int64_t scratch_bytes(const CvmmFwdArgs& a) const { return cvmm_fwd_cuda_scratch_bytes(a); }
+  void launch(const CvmmFwdArgs& a) const { cvmm_fwd_cuda(a, 0, nullptr); }
 };
 
 struct Results {
   Buffer out, dot;
   template <class Tiles>
-  Results(const Problem& p, Tiles, bool hopper)
+  Results(const Problem& p, const Tiles& tiles, bool hopper)
       : out(p.c.dtype, (p.c.reduce ? p.c.tokens : p.routes.count()) * p.c.h),
         dot(DType::f32, p.routes.count()) {
     CvmmFwdArgs a = p.args();
     if (p.c.out) a.out = out.data();
     if (p.c.dot) a.other = p.other.view(), a.dot = dot.data();
-    // Rows to be reduced and column tiles' shares of dot, each rounded up: whatever the tiles are.
-    const Buffer scratch(DType::f32, p.routes.count() * (p.c.h + ceil_div(p.c.h, 64)) + 128);
+    const Buffer scratch(DType::f32, (tiles.scratch_bytes(a) + 3) / 4);
     a.scratch = scratch.data();
     setenv("SYSGEN_HOPPER", hopper ? "1" : "0", 1);
     emulator::counters = {};
-    Tiles::launch(a);
+    tiles.launch(a);
     const bool expected = hopper && p.routes.expert != std::vector<int>(p.routes.count(), -1);
     if ((emulator::counters.wgmma > 0) != expected)
       throw std::runtime_error(cat("it was ", hopper ? "not " : "", "taken"));
@@ -107,7 +109,7 @@ struct Results {
 // Bounds as in cvmm_fwd_emulated.cpp: a sum of d products in float32, then a few roundings. Both paths keep
 // them, so the two are never more than twice as far apart.
 template <class Tiles>
-void run(const Problem& p, Tiles tiles) {
+void run(const Problem& p, const Tiles& tiles) {
   const Case& c = p.c;
   const Routes& routes = p.routes;
   const int64_t n_routes = routes.count();
@@ -155,9 +157,10 @@ void run(const Problem& p, Tiles tiles) {
 void run_both(const Case& c, Random& random) {
   const Problem p(c, random);
   run(p, Tiles<void>());
+  const int64_t chunk = c.reduce && c.out ? 1 + c.tokens / 3 : c.tokens;
   const auto large = [&](auto t) {
     using T = decltype(t);
-    c.kn ? run(p, Tiles<HalfLarge<T, T, true>>()) : run(p, Tiles<HalfLarge<T, T, false>>());
+    c.kn ? run(p, Tiles<HalfLarge<T, T, true>>{chunk}) : run(p, Tiles<HalfLarge<T, T, false>>{chunk});
   };
   c.dtype == DType::bf16 ? large(bf16()) : large(f16());
 }
