@@ -25,7 +25,7 @@ OVERHEAD = {
     "route": "",
     "cvmm (routed)": "",
     "cvmm": "two operations, because it sorts first",
-    "moe_ffn (routed)": "two operations, one for each projection",
+    "moe_ffn (routed)": "checks of the arguments take 8 µs, the registered operation 5, three allocations 3",
 }
 SHOWN = ("moe_layer_num_experts: float32", "cvmm", "overhead", "geometric_attention", "ndr_layer", "dnc")  # tables
 PEERS = ("loop over experts", "sorted loop", "sort + grouped_mm")
