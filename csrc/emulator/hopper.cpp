@@ -199,7 +199,6 @@ void mbarrier_start(const void* barrier, unsigned arrivals, const Location& at) 
   MbarrierState& m = h.barriers[h.num_barriers++];
   m = {};
   m.address = barrier;
-  m.where = at;
   m.arrivals = m.missing = arrivals;
 }
 

@@ -130,8 +130,8 @@ inline void wgmma_commit(const emulator::Location& at = emulator::Location::curr
 template <int PENDING, int COUNT>
 void wgmma_wait(float (&)[COUNT], const emulator::Location& at = emulator::Location::current()) {
   while (const emulator::OperandChunk* c = emulator::wgmma_operand(PENDING))
-    if (std::memcmp(c->address, c->data, 16)) emulator::wgmma_changed(*c);
-  while (const emulator::WgmmaResult* r = emulator::wgmma_result(PENDING, at))
+    if (std::memcmp(c->address, c->data, 16)) emulator::wgmma_changed();
+  while (const emulator::WgmmaResult* r = emulator::wgmma_result(PENDING))
     std::memcpy(r->d, r->values, static_cast<size_t>(r->count) * sizeof(float));
   emulator::wgmma_waited(PENDING, at);
 }

@@ -12,22 +12,22 @@ void mbarrier_start(const void* barrier, unsigned arrivals, const Location& at);
 void mbarrier_announce(const void* barrier, unsigned bytes, const Location& at);
 void mbarrier_arrival(const void* barrier, const char* name, const Location& at);
 void mbarrier_wait_for(const void* barrier, unsigned parity, const Location& at);
-void mbarrier_after_copies(const void* barrier,
-                           const Location& at);  // arrives when this thread's cp.async have
+// Arrives when the cp.async of this thread have.
+void mbarrier_after_copies(const void* barrier, const Location& at);
 void proxy_fence();
 
 // What device/tensor_map.h puts into a TensorMap.
 struct TensorBox {
   uint64_t magic;
   const unsigned char* data;
-  uint64_t size[3],
-      stride[2];  // of the tensor, innermost first; bytes between neighbours in dimensions 1 and 2
+  uint64_t size[3];    // of the tensor, innermost first
+  uint64_t stride[2];  // bytes between neighbours in dimensions 1 and 2
   uint32_t box[3], element_bytes, swizzle;
 };
 inline constexpr uint64_t kTensorMagic = 0x7465'6e73'6f72'6d61;
 
-// The box arrives, unswizzled bytes in rows of 16 and more, at `destination` later; the barrier's phase waits
-// for it. Starts as zeros, bulk_fill sets bytes of it.
+// Room for a box that arrives at `destination` later; the barrier's phase waits for it. It begins as zeros;
+// bulk_fill sets bytes of it, in the tensor's order: swizzled it will be on arrival.
 struct Pending;
 Pending* bulk_issue(void* destination, unsigned bytes, unsigned swizzle, const void* barrier,
                     const Location& at);
@@ -66,8 +66,8 @@ struct WgmmaResult {
   int count;
 };
 const OperandChunk* wgmma_operand(unsigned pending);  // the next that must still be as it was, or null
-void wgmma_changed(const OperandChunk& chunk);
-const WgmmaResult* wgmma_result(unsigned pending, const Location& at);  // the next accumulator, or null
+void wgmma_changed();                                 // it is not
+const WgmmaResult* wgmma_result(unsigned pending);    // the next accumulator that is complete, or null
 void wgmma_waited(unsigned pending, const Location& at);
 
 }  // namespace sysgen::emulator

@@ -10,7 +10,6 @@ inline constexpr unsigned kMaxPending = 4096, kMaxBulk = 128, kMaxBulkBytes = 25
 
 struct MbarrierState {
   const void* address;
-  Location where;
   unsigned arrivals, missing;  // of a phase; of this one
   int64_t bytes;               // announced and not yet there
   unsigned phase;
@@ -51,8 +50,8 @@ struct HopperBlock {
 struct HopperThread {
   uint64_t fence;  // when it last fenced the proxies
   bool wgmma_fenced;
-  unsigned issued, committed,
-      complete;  // running counts: of wgmma, of groups, of groups that were waited for
+  // Running counts: of wgmma, of groups, of groups that were waited for.
+  unsigned issued, committed, complete;
   unsigned group_end[kMaxRunning];
   unsigned checked, checked_chunks, delivered;  // wgmma whose operands and results were looked at
   struct Running {

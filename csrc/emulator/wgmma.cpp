@@ -179,13 +179,13 @@ const OperandChunk* wgmma_operand(unsigned pending) {
   }
   return nullptr;
 }
-void wgmma_changed(const OperandChunk&) {
+void wgmma_changed() {
   const HopperThread& h = hopper(*machine.running);
   fail(h.running[h.checked % kMaxRunning].where,
        "an operand in shared memory changed before wgmma_wait; the wgmma is");
 }
 
-const WgmmaResult* wgmma_result(unsigned pending, const Location&) {
+const WgmmaResult* wgmma_result(unsigned pending) {
   HopperThread& h = hopper(*machine.running);
   for (const unsigned end = end_of_complete(h, pending); h.delivered != end;) {
     const WgmmaOperands& o = h.running[h.delivered++ % kMaxRunning].operands;
