@@ -41,11 +41,15 @@ struct Dnc {
 
   explicit Dnc(const DncSizes& sizes, Team t = {1}) : s(sizes), at(sizes), team(t) {}
   State<A> state(Carver<A>& carver, Holds holds) const { return State<A>(carver, s, holds); }
-  // Its links stay those of the checkpoint, with which a checkpoint begins.
-  State<A> step_state(Carver<A>& carver, A* checkpoint) const {
+  // Its links stay those before the chunk, with which a checkpoint begins, or those at its middle.
+  State<A> step_state(Carver<A>& carver, A* links) const {
     State<A> of_step(carver, s, Holds::step);
-    of_step.link = checkpoint;
+    of_step.link = links;
     return of_step;
+  }
+  int64_t halfway() const { return s.cells * padded<A>(s.cells); }
+  void go_halfway(int64_t behind, const A* links, const State<A>& prev, const State<A>& next) const {
+    links_again(step_links(s, behind, links, prev, next), team, prev.link);
   }
   int64_t record() const { return 2 * s.reads * padded<A>(s.cells); }  // the projections
   Step<A> step(Carver<A>& carver, A* record) const { return Step<A>(carver, record, s, at.size); }
@@ -57,7 +61,7 @@ struct Dnc {
   void fwd(bool again, const State<A>& prev, const State<A>& next, const Step<A>& step, A* spare) const {
     memory_step_fwd(s, at, team, again, prev, next, step, spare);
   }
-  // `behind`: steps between the checkpoint and this one.
+  // `behind`: steps between the links of `prev` and this one.
   void bwd(int64_t behind, const State<A>& prev, const State<A>& next, const Step<A>& step,
            const State<A>& grad, const StepScratch<A>& scratch, A* dxi) const {
     memory_step_bwd(s, at, team, behind, prev, next, step, grad, scratch, dxi);

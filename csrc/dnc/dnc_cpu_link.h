@@ -9,7 +9,7 @@ namespace {
 // Off the diagonal.
 template <class A>
 inline Vector<A> link_updated(A wi, Vector<A> wj, Vector<A> pj, Vector<A> old) {
-  return ((A(1) - wi) - wj) * old + wi * pj;
+  return multiply_add((A(1) - wi) - wj, old, wi * pj);
 }
 
 template <class A>
@@ -231,6 +231,15 @@ void link_bwd_pass(const LinkPass<A>& p, int64_t i, int64_t end, int64_t first, 
   while (i + 4 <= end) rows.template operator()<4>();
   if (i + 2 <= end) rows.template operator()<2>();
   if (i < end) rows.template operator()<1>();
+}
+
+// The links before p's update, where p.link lacks earlier ones, to `to` [cells][n].
+template <class A>
+void links_again(const LinkPass<A>& p, const Team& team, A* to) {
+  team.over(p.cells, kLinkRows, p.cells * p.n * 2 * p.behind, [&](int64_t i, int64_t end) {
+    for (; i + 4 <= end; i += 4) link_rows_again<4>(p, i, to + i * p.n);
+    for (; i < end; ++i) link_rows_again<1>(p, i, to + i * p.n);
+  });
 }
 
 // Scratch of link_bwd: for each block of rows but the first, its part of the sums [heads + 2][n]; for each,

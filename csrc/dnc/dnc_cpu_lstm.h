@@ -13,7 +13,7 @@ void lstm_fwd(int64_t hidden, A* gates, A* h, A* c) {
     const Vector<A> i = vsigmoid<A>(load(gates + k, n)), f = vsigmoid<A>(load(gates + hidden + k, n));
     const Vector<A> g = vtanh<A>(load(gates + 2 * hidden + k, n)),
                     o = vsigmoid<A>(load(gates + 3 * hidden + k, n));
-    const Vector<A> cell = f * load(c + k, n) + i * g;
+    const Vector<A> cell = multiply_add(f, load(c + k, n), i * g);
     store(gates + k, i, n);
     store(gates + hidden + k, f, n);
     store(gates + 2 * hidden + k, g, n);
@@ -29,8 +29,8 @@ void repeat_cell(int64_t hidden, const A* gates, const A* before, A* c) {
   for (int64_t k = 0; k < hidden; k += kLanes<A>) {
     const int64_t n = hidden - k;
     store(c + k,
-          load(gates + hidden + k, n) * load(before + k, n) +
-              load(gates + k, n) * load(gates + 2 * hidden + k, n),
+          multiply_add(load(gates + hidden + k, n), load(before + k, n),
+                       load(gates + k, n) * load(gates + 2 * hidden + k, n)),
           n);
   }
 }

@@ -35,6 +35,38 @@ inline Integers<A> lane_numbers() {
   for (int k = 0; k < kLanes<A>; ++k) lanes[k] = k;
   return lanes;
 }
+// a b + c, for what is computed twice and must come to the same bits: of a b + c d a compiler fuses either
+// product with the sum, not always the same one.
+#if defined(__AVX512F__)
+inline VectorF multiply_add(VectorF a, VectorF b, VectorF c) {
+  return bits_as<VectorF>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(c)));
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return bits_as<Vector<double>>(
+      _mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(b), bits_as<__m512d>(c)));
+}
+#elif defined(__FMA__)
+inline VectorF multiply_add(VectorF a, VectorF b, VectorF c) {
+  return bits_as<VectorF>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(c)));
+}
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+  return bits_as<Vector<double>>(
+      _mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
+}
+#else
+template <class V>
+inline V multiply_add(V a, V b, V c) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(a[0]); ++i) {
+#if defined(__ARM_FEATURE_FMA)
+    c[i] = sizeof(a[0]) == 8 ? __builtin_fma(a[i], b[i], c[i]) : __builtin_fmaf(a[i], b[i], c[i]);
+#else
+    c[i] = a[i] * b[i] + c[i];
+#endif
+  }
+  return c;
+}
+#endif
+
 template <class V>
 inline V select_max(V a, V b) {
   return a > b ? a : b;

@@ -5,7 +5,8 @@
 //
 // `F` is the family's step: Real; the sizes s, with at.size numbers of interface; the team of a share; state,
 // step and scratch from a carver; record, the numbers of a step that forward keeps for a step of backward;
-// import and export_to; fwd and bwd of one step. A State has h, c and reads, a Step has xi.
+// import and export_to; fwd and bwd of one step; and what the later steps of a chunk need of the state at its
+// middle, `halfway` numbers. A State has h, c and reads, a Step has xi.
 #pragma once
 #include "dnc/dnc_cpu_linear.h"
 #include "dnc/dnc_cpu_lstm.h"
@@ -140,7 +141,7 @@ template <class F>
 int64_t bwd_group(const F& f, int64_t count) {
   constexpr int64_t kShareOfCache = 8 << 20;
   const CheckpointLayout layout(f);
-  const int64_t sample = layout.numel + state_numel(f, Holds::all) +
+  const int64_t sample = layout.numel + f.halfway() + state_numel(f, Holds::all) +
                          layout.chunk * (state_numel(f, Holds::step) + step_numel(f));
   const int64_t fit = kShareOfCache / (sample * int64_t{sizeof(typename F::Real)});
   return max_of(1, min_of(count, fit));
@@ -150,7 +151,7 @@ template <class F>
 int64_t bwd_scratch(const F& f, int64_t share) {
   using A = typename F::Real;
   const int64_t count = bwd_group(f, share), chunk = CheckpointLayout(f).chunk;
-  return count * ((chunk + 1) * state_numel(f, Holds::step) + chunk * step_numel(f) +
+  return count * ((chunk + 1) * state_numel(f, Holds::step) + chunk * step_numel(f) + f.halfway() +
                   state_numel(f, Holds::all) + chunk * (padded<A>(f.at.size) + padded<A>(f.s.hidden))) +
          padded<A>(f.spare()) + measured<A>([&](auto& carver) { f.scratch(carver); }) + 4 * kLanes<A>;
 }
@@ -164,11 +165,12 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
   const int64_t states = state_numel(f, Holds::all), tapes = state_numel(f, Holds::step),
                 steps = step_numel(f);
   const CheckpointLayout layout(f);
-  const int64_t chunk = layout.chunk;
+  const int64_t chunk = layout.chunk, middle = max_of(1, chunk / 2), halfway = f.halfway();
   A* const checkpoints = const_cast<A*>(in<A>(a.checkpoints));  // read only
   Carver<A> carver{scratch};
   A* const tape = carver.take(count * (chunk + 1) * tapes);
   A* const step_data = carver.take(count * chunk * steps);
+  A* const halfway_data = carver.take(count * halfway);
   A* const grad_data = carver.take(count * states);
   A* const xi = carver.take(count * chunk * size);
   A* const h = carver.take(count * chunk * s.hidden);
@@ -187,7 +189,7 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
     // The state before step begin + k.
     const auto state = [&](int64_t b, int64_t k) {
       Carver<A> of{tape + ((b - first) * (chunk + 1) + k) * tapes};
-      return f.step_state(of, checkpoint(b));
+      return f.step_state(of, k < middle ? checkpoint(b) : halfway_data + (b - first) * halfway);
     };
     const auto step_of = [&](int64_t b, int64_t k) {
       Carver<A> of{step_data + ((b - first) * chunk + k) * steps};
@@ -212,6 +214,8 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
         repeat_cell(s.hidden, in<A>(a.gates) + (t * s.batch + b) * h4, prev.c, next.c);
         f.fwd(true, prev, next, step, spare);
       }
+      if (min_of(end, steps_of(s, b)) - begin > middle)
+        f.go_halfway(middle, checkpoint(b), state(b, middle), state(b, middle + 1));
     }
     for (int64_t t = end - 1; t >= begin; --t) {
       A* const dxi = out<A>(a.dinterface) + (t * s.batch + first) * size;
@@ -228,8 +232,9 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
           for (int64_t w = 0; w < words; ++w) grad.reads[w] += in<A>(a.dreads_out)[row * words + w];
         if (a.dh_out)
           for (int64_t k = 0; k < s.hidden; ++k) grad.h[k] += in<A>(a.dh_out)[row * s.hidden + k];
-        f.bwd(t - begin, state(b, t - begin), state(b, t - begin + 1), step_of(b, t - begin), grad,
-              step_scratch, mine);
+        const int64_t k = t - begin;
+        f.bwd(k < middle ? k : k - middle, state(b, k), state(b, k + 1), step_of(b, k), grad, step_scratch,
+              mine);
       }
       // A sample that has ended has zeros here.
       linear(f.team, dxi, size, count, in<A>(a.w.interface_t), size, s.hidden, front.h, states);

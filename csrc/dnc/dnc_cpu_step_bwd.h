@@ -40,6 +40,15 @@ struct StepScratch {
         read(carver, s, s.reads) {}
 };
 
+// The links that a step reads, made from `links`, which lack the `behind` updates before it: their states lie
+// as far before `prev` and `next` as `prev` lies before `next`.
+template <class A>
+LinkPass<A> step_links(const DncSizes& s, int64_t behind, const A* links, const State<A>& prev,
+                       const State<A>& next) {
+  return {s.cells,         padded<A>(s.cells), links,  next.write_w,
+          prev.precedence, prev.read_w,        behind, next.write_w - prev.write_w};
+}
+
 // dprojection from the gradient of the sharpened weights; dweights is overwritten.
 template <class A>
 void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, const A* weights, A* dweights,
@@ -50,10 +59,9 @@ void sharpen_bwd(const DncSizes& s, const A* projection, const A* strength, cons
                                    weights + r * n, dweights + r * n);
 }
 
-// prev.link lacks the `behind` updates before this step, whose states lie as far before `prev` and `next` as
-// `prev` lies before `next`. `grad` holds the gradients of the state after the step on entry, of the one
-// before at the end; its h and c are not used, its reads are overwritten by the caller. dxi [I]: gradient of
-// step.xi.
+// prev.link lacks `behind` updates, see step_links. `grad` holds the gradients of the state after the step on
+// entry, of the one before at the end; its h and c are not used, its reads are overwritten by the caller. dxi
+// [I]: gradient of step.xi.
 template <class A>
 void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, int64_t behind,
                      const State<A>& prev, const State<A>& next, const Step<A>& step, const State<A>& grad,
@@ -129,9 +137,7 @@ void memory_step_bwd(const DncSizes& s, const Interface& at, const Team& team, i
   for (int64_t i = s.cells; i < n; ++i) b.dwrite_w[i] = 0;
 
   clear(b.dread_w, heads * n);
-  const LinkPass<A> pass{s.cells,         n,           prev.link, next.write_w,
-                         prev.precedence, prev.read_w, behind,    next.write_w - prev.write_w};
-  link_bwd(pass, heads, team,
+  link_bwd(step_links(s, behind, prev.link, prev, next), heads, team,
            LinkGradient<A>{b.dforward, b.dbackward, grad.link, b.dread_w, b.dwrite_w, b.dprecedence}, b.link);
   copy(grad.precedence, b.dprecedence, n);
 

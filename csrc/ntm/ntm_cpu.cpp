@@ -17,6 +17,8 @@ struct Ntm {
   State<A> state(Carver<A>& carver, Holds holds) const { return State<A>(carver, s, holds); }
   State<A> step_state(Carver<A>& carver, A*) const { return State<A>(carver, s, Holds::step); }
   int64_t record() const { return 0; }
+  int64_t halfway() const { return 0; }
+  void go_halfway(int64_t, const A*, const State<A>&, const State<A>&) const {}
   Step<A> step(Carver<A>& carver, A*) const { return Step<A>(carver, s); }
   StepScratch<A> scratch(Carver<A>& carver) const { return StepScratch<A>(carver, s); }
   int64_t spare() const { return 0; }
