@@ -79,10 +79,10 @@ void launch_product(const CvmmBwdWArgs& a, void* stream, int64_t max_blocks = kN
 
   const int64_t tiles = int64_t{k.m_tiles} * k.n_tiles;
   const int64_t slots = a.route.num_routes() / k.segment + a.route.num_experts;
-  const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_bwd_w_kernel", slots * tiles, max_blocks)),
-                            dim3(P::THREADS), sizeof(CvmmBwdWShared<P>)};
-  if (!takes_hopper_path<P>(a, k, stream))
-    SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
+  const LaunchConfig config{
+      dim3(persistent_blocks<P, CvmmBwdWShared<P>>("cvmm_bwd_w_kernel", slots * tiles, max_blocks)),
+      dim3(P::THREADS), sizeof(CvmmBwdWShared<P>)};
+  if (!takes_hopper_path<P>(a, k, stream)) SYSGEN_LAUNCH_TEMPLATE(cvmm_bwd_w_kernel, P, config, stream, k);
 
   if (const int64_t kept = kept_segments<P>(a)) {
     const CvmmSegmentsArgs<T> s{k.offsets, k.num_experts, a.d * a.h, k.segment, k.segments, k.dw, k.dw_acc};

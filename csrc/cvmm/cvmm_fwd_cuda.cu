@@ -21,7 +21,7 @@ template <class T, class W, bool KN>
 using HalfSlim = HalfProduct<T, W, 64, 128, 1, 4, false, KN, sizeof(W) == 4 ? 3 : 5, 2>;
 template <bool X3>
 using Tf32 = Tf32Product<X3, 128, X3 ? 64 : 128, X3 ? 4 : 2, X3 ? 2 : 4, false, 4, 2>;
-using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 4>;
+using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 3>;
 using SimtDouble = SimtProduct<double, 4, 2, 4, 16, 2, 3>;
 
 // Small tiles where large ones would be mostly padding, or too few for the machine. Depends on shapes only.
@@ -165,10 +165,10 @@ template <class P, class Args>
 void launch_rows(const CvmmFwdArgs& a, const Args& k, int64_t routes, void* stream, int64_t max_blocks) {
   if (routes == 0 || k.n_tiles == 0 || !(a.out || a.dot)) return;
   const int64_t tiles = (routes / P::BM + k.num_experts) * k.n_tiles;
-  const LaunchConfig config{dim3(persistent_blocks<P>("cvmm_fwd_kernel", tiles, max_blocks)),
-                            dim3(P::THREADS), sizeof(CvmmFwdShared<P>)};
-  if (!takes_hopper_path<P>(a, k, stream))
-    SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
+  const LaunchConfig config{
+      dim3(persistent_blocks<P, CvmmFwdShared<P>>("cvmm_fwd_kernel", tiles, max_blocks)), dim3(P::THREADS),
+      sizeof(CvmmFwdShared<P>)};
+  if (!takes_hopper_path<P>(a, k, stream)) SYSGEN_LAUNCH_TEMPLATE(cvmm_fwd_kernel, P, config, stream, k);
 }
 
 template <class P>

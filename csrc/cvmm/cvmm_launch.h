@@ -24,8 +24,11 @@ inline unsigned grid_x(const char* op, int64_t blocks) {
 // The grid of a persistent kernel: as many blocks as the machine holds at once, fewer if there are fewer
 // tiles. Results do not depend on it. `limit` is for tests.
 inline constexpr int64_t kNoLimit = kMaxGridX;
-template <class P>
+inline constexpr int64_t kSharedOfMultiprocessor = 164 << 10, kSharedOfSystem = 1 << 10;  // sm_80; a block
+template <class P, class Shared>
 unsigned persistent_blocks(const char* kernel, int64_t tiles, int64_t limit) {
+  static_assert(P::MIN_BLOCKS * (int64_t{sizeof(Shared)} + kSharedOfSystem) <= kSharedOfMultiprocessor,
+                "MIN_BLOCKS do not fit into the shared memory of a multiprocessor");
   const int64_t resident = std::min<int64_t>(limit, int64_t{P::MIN_BLOCKS} * num_multiprocessors(kernel));
   return static_cast<unsigned>(std::clamp<int64_t>(tiles, 1, resident));
 }
