@@ -64,7 +64,7 @@ struct Ahead {
     }
   }
 };
-constexpr int kAheadSteps = 16;
+constexpr int kAheadSteps = 4;
 
 // What becomes of a block u = A . B. Null pointers: not wanted. In this order: u += bias; dot[i] += u[i] *
 // other[i], lane by lane; relu; times scale[i]; plus c if add; into row c[i]. stream: past the caches, into
