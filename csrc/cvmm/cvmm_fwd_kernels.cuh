@@ -288,7 +288,8 @@ __global__ void __launch_bounds__(256) cvmm_combine_kernel(const CvmmCombineArgs
       for (int j = 0; j < AHEAD; ++j) {
         place[j] = j0 + j < a.k ? a.inverse[t * a.k + j0 + j] : -1;
         if (place[j] < 0) continue;
-        const Acc<T>* source = a.sorted + (a.by_route ? t * a.k + j0 + j : place[j]) * a.h + col;
+        if (a.by_route) place[j] = t * a.k + j0 + j;
+        const Acc<T>* source = a.sorted + place[j] * a.h + col;
         if (a.vec) {
           row[j] = *reinterpret_cast<const Vec<Acc<T>, V>*>(source);
         } else {
