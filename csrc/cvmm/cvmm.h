@@ -47,6 +47,9 @@ struct Rows {  // a row operand
 // Dropped routes: out and dot are 0. out may be null (then only dot is computed).
 struct CvmmFwdArgs {
   Routing route;
+  // [E + 1], CPU: offsets of the whole routing if `route` is a part of it. By them the order of sums is
+  // chosen, which the parts must not change. Null: route.offsets.
+  const int32_t* whole_offsets = nullptr;
   DType dtype, w_dtype;
   int64_t d, h;
   Rows x;                                      // [T or R, d]

@@ -189,7 +189,8 @@ class CvmmFwd {
                     const Sums& sums) {
     // By the rows of the expert and all columns, not those of this call: sums must not depend on how the work
     // is divided.
-    const int64_t all_rows = q.offsets[e + 1] - q.offsets[e];
+    const int32_t* const offsets = a.whole_offsets ? a.whole_offsets : q.offsets;
+    const int64_t all_rows = offsets[e + 1] - offsets[e];
     if (all_rows <= kDotRows && a.w_stride_d == 1 && a.w_stride_h != 1 && a.d >= kLanes<Acc>)
       return dot_block(e, next, begin, end, n0, n1, sums);
     const bool few = all_rows <= kFewRows;

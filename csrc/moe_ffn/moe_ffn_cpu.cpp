@@ -92,6 +92,7 @@ void advance(P*& pointer, int64_t bytes) {
 CvmmFwdArgs from_token(CvmmFwdArgs a, const Routing& block, int64_t first) {
   const int64_t route = first * a.route.k, size = size_of(a.dtype),
                 accumulator = a.dtype == DType::f64 ? 8 : 4;
+  a.whole_offsets = a.route.offsets;
   a.route = block;
   advance(a.x.data, (a.x.routed ? route : first) * a.x.stride * size);
   advance(a.other.data, (a.other.routed ? route : first) * a.other.stride * size);
@@ -170,6 +171,7 @@ CvmmFwdArgs of_piece(CvmmFwdArgs a, const Piece& piece, const int32_t* offsets) 
   const Routing& q = a.route;
   advance(a.w, piece.first_expert * a.w_stride_e * size_of(a.w_dtype));
   advance(a.bias, piece.first_expert * a.h * (a.dtype == DType::f64 ? 8 : 4));
+  a.whole_offsets = q.offsets + piece.first_expert;
   a.route = {q.order + piece.begin,           q.inverse, offsets,
              (piece.end - piece.begin) / q.k, q.k,       piece.last_expert - piece.first_expert};
   return a;
