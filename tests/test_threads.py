@@ -37,7 +37,11 @@ def inputs_of(dtypes, skewed, tokens=4000, k=3, d=61, h=47, num_experts=6):
 def results_of(inputs):
     leaves = [t for t in inputs.values() if t.requires_grad]
     y = ops.moe_ffn(**inputs)
-    return [*ops.route(inputs["experts"], len(inputs["w_up"]))[:3], y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+    return [
+        *ops.route(inputs["experts"], len(inputs["w_up"]))[:3],
+        y.detach(),
+        *torch.autograd.grad(y, leaves, torch.ones_like(y)),
+    ]
 
 
 def assert_equal(first, second):

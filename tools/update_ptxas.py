@@ -149,8 +149,8 @@ Two numbers are those of sm_80 / sm_90. Shared memory is static + dynamic, in by
 thread. Resident on a multiprocessor: blocks (warps) and what limits them, of 64 warps, 32 blocks, 65536 registers and
 164 KiB / 228 KiB of shared memory. Registers are given to warps in units of 256, and to four warps at a time; a block's
 shared memory is rounded up to 128 bytes, and 1 KiB more is the system's. Threads are the kernel's bound, which its
-launcher starts. What a launcher adds for the sizes of a call is not counted: the recurrence of the NTM takes N · W numbers
-of shared memory where they fit, beside registers that leave a multiprocessor one block anyway.
+launcher starts. What a launcher adds for the sizes of a call is not counted: the recurrence of the NTM takes N · W
+numbers of shared memory where they fit, beside registers that leave a multiprocessor one block anyway.
 
 | kernel | threads | registers | shared memory | stack | spilled | resident sm_80 | resident sm_90 |
 |---|---|---|---|---|---|---|---|

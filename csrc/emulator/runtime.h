@@ -33,8 +33,8 @@ struct Counters {
   uint64_t ldmatrix_phases;     // 8-row reads of ldmatrix
   uint64_t ldmatrix_conflicts;  // further reads that bank conflicts cost
   uint64_t cp_async_bytes;
-  uint64_t bulk_bytes;  // of TMA
-  uint64_t wgmma;       // of a warpgroup
+  uint64_t bulk_bytes;        // of TMA
+  uint64_t wgmma;             // of a warpgroup
   uint64_t shared_phases;     // of load_shared, store_shared and cp.async: at most 128 bytes each
   uint64_t shared_conflicts;  // further ones that bank conflicts cost
 };

@@ -116,7 +116,7 @@ class SigmaMoE(nn.Module):
         )
 
     def select(self, x):
-        """The experts int64 [..., k] of each token by logit (−1: none left), their gates [..., k], all logits [..., E]."""
+        """Experts int64 [..., k] of each token by logit (−1: none left), their gates [..., k], all logits [..., E]."""
         logits = self._logits(x)
         return *self._select(logits), logits
 

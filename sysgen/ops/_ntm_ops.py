@@ -1,8 +1,8 @@
 """Registered operations of the Neural Turing Machine's recurrence: allocation and one core call each. Arguments as in
 csrc/ntm/ntm.h.
 
-A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. A checkpoint is a state without h and the reads; on
-the CPU its rows are padded to whole vectors of the processor.
+A state is six tensors, in the order of :class:`~sysgen.ops.NTMState`. A checkpoint is a state without h and the reads;
+on the CPU its rows are padded to whole vectors of the processor.
 """
 
 import torch

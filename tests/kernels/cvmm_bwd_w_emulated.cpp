@@ -134,8 +134,8 @@ void run_without_bank_conflicts(Random& random) {
     }
 }
 
-// The path for sm_90a: rows that are copied 16 bytes at a time, at least 64 routes an expert, so that some have several
-// segments. The bounds are those of sm_80's path.
+// The path for sm_90a: rows that are copied 16 bytes at a time, at least 64 routes an expert, so that some
+// have several segments. The bounds are those of sm_80's path.
 void run_hopper_path(Random& random, int i) {
   Case c{};
   c.dtype = i % 2 ? DType::bf16 : DType::f16;
