@@ -22,6 +22,7 @@ _ORDER = [_ARRAY.format(a) for a in ("typename P::Values", "typename P::Order", 
 DYNAMIC = {
     "cvmm_fwd_kernel": "sizeof(CvmmFwdShared<P>)",
     "cvmm_bwd_w_kernel": "sizeof(CvmmBwdWShared<P>)",
+    "moe_ffn_fwd_kernel": "sizeof(MoeFfnShared<P>)",
     "geometric_attention_small_fwd_kernel": "sizeof(typename P::Matrix) * P::GROUPS",
     "geometric_attention_small_bwd_kernel": "sizeof(typename P::Matrix) * P::GROUPS * 2",
     "geometric_attention_tiled_fwd_kernel": "sizeof(GeometricTiledFwdShared<P>)",
