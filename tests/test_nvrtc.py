@@ -274,6 +274,15 @@ with launching_by_name() as core:
                             w = torch.zeros(1, d, h, dtype=master).requires_grad_()
                             ids = torch.zeros(tokens, 1, dtype=torch.int64)
                             ops.cvmm(x, ids, w, precision=precision).sum().backward()
+            for dtype in halves:
+                for tokens in (8, 34000):
+                    for master in (dtype, torch.float32):
+                        x, ids = torch.zeros(tokens, 8, dtype=dtype), torch.zeros(tokens, 1, dtype=torch.int64)
+                        up, down = torch.zeros(1, 8, 128, dtype=master), torch.zeros(1, 128, 8, dtype=master)
+                        ops.moe_ffn(x, ids, torch.zeros(tokens, 1), up, down)
+                        few, many = torch.arange(150).unsqueeze(1), torch.zeros(150, 128, 128, dtype=master)
+                        for weight in (many, many.transpose(1, 2)):
+                            ops.cvmm(torch.zeros(150, 128, dtype=dtype), few, weight)
             for dtype in wide:
                 for cells in (64, 512, 4096):
                     ops.allocation(torch.zeros(1, cells, dtype=dtype).requires_grad_()).sum().backward()
