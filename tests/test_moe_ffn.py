@@ -233,6 +233,7 @@ WRONG = [
     ({"b_up": torch.zeros(3, 6).int()}, TypeError, r"moe_ffn: b_up must be floating point, got int32"),
     ({"activation": "swish"}, ValueError, r"moe_ffn: activation must be one of relu, gelu, .* got 'swish'"),
     ({"activation": torch.relu}, ValueError, r"moe_ffn: activation must be one of relu, gelu"),
+    ({"recompute": "no"}, TypeError, r"moe_ffn: recompute must be a bool, got 'no'"),
     ({"precision": "half"}, ValueError, r"moe_ffn: precision must be one of ieee, tf32, tf32x3, got 'half'"),
     ({"w_down": DOWN.to("meta")}, ValueError, r"moe_ffn: w_down is on meta, x on cpu"),
 ]

@@ -5,6 +5,7 @@ import torch
 from . import _cvmm_checks as checks
 from ._activations import ACTIVATIONS
 from ._cvmm_autograd import Plan, bias_gradient, dot, needs_gradient, outer, product
+from ._geometric_attention_checks import check_flag
 from ._moe_ffn_ops import moe_ffn_bwd, moe_ffn_fwd
 
 
@@ -43,6 +44,7 @@ def moe_ffn(x, experts, gate, w_up, w_down, *, b_up=None, activation="relu", rec
             f"got {list(w_down.shape)}"
         )
     checks.check_name(op, "activation", activation, ACTIVATIONS)
+    check_flag(op, "recompute", recompute)
     r = checks.as_route(op, experts, num_experts)
     if tuple(x.shape) != (*r.lead_shape, d):
         raise ValueError(
