@@ -14,6 +14,10 @@
 #else
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 namespace sysgen {
 
 struct LaunchConfig {
@@ -54,16 +58,29 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Lets a kernel have so much dynamic shared memory on the current device. The limit is only ever raised:
+// another thread may be about to launch the kernel with more, and to set it may wait for copies that are
+// under way.
+inline void allow_shared(const void* kernel, size_t bytes, const char* what) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> limits;
+  int device = 0;
+  throw_on_cuda_error(cudaGetDevice(&device), what);
+  const std::lock_guard lock(mutex);
+  size_t& limit = limits[{kernel, device}];
+  if (bytes <= limit) return;
+  throw_on_cuda_error(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+      what);
+  limit = bytes;
+}
+
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), const LaunchConfig& config, void* stream,
             const Args& args) {
-  if (config.shared_bytes > 48 * 1024)
-    throw_on_cuda_error(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(config.shared_bytes)),
-                        name);
   void* parameters[] = {const_cast<Args*>(&args)};
   const void* const entry = reinterpret_cast<const void*>(kernel);
+  if (config.shared_bytes > 48 * 1024) allow_shared(entry, config.shared_bytes, name);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   throw_on_cuda_error(
       config.cooperative

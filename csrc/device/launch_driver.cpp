@@ -180,6 +180,18 @@ Handle function_of(const Api& api, const KernelId& id, int device) {
   return functions.emplace(key, function).first->second;
 }
 
+// A function belongs to one device. Its limit is only ever raised: another thread may be about to launch it
+// with more, and to set it may wait for copies that are under way.
+void allow_shared(const Api& api, Handle function, size_t bytes, const char* what) {
+  static std::mutex mutex;
+  static std::map<Handle, size_t> limits;
+  const std::lock_guard lock(mutex);
+  size_t& limit = limits[function];
+  if (bytes <= limit) return;
+  check_result(api, api.function_set(function, kDynamicSharedBytes, static_cast<int>(bytes)), what);
+  limit = bytes;
+}
+
 }  // namespace
 
 void set_compiler(Compiler c) { compiler() = std::move(c); }
@@ -205,9 +217,7 @@ void launch(const KernelId& id, const LaunchConfig& config, void* stream, const 
   const Api& api = api_for(id.name);
   const ContextGuard guard(api, current_device, id.name);
   const Handle function = function_of(api, id, current_device);
-  if (config.shared_bytes > kSharedWithoutAsking)
-    check_result(api, api.function_set(function, kDynamicSharedBytes, static_cast<int>(config.shared_bytes)),
-                 id.name);
+  if (config.shared_bytes > kSharedWithoutAsking) allow_shared(api, function, config.shared_bytes, id.name);
   void* parameters[] = {const_cast<void*>(arguments)};
   const dim3 &g = config.grid, &b = config.block;
   const unsigned shared = static_cast<unsigned>(config.shared_bytes);
