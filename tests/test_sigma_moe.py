@@ -439,6 +439,9 @@ def test_released_parameters_that_do_not_fit():
         ({"dropout": 1.5}, ValueError),
         ({"expert_dropout": -0.1}, ValueError),
         ({"expert_dropout": math.nan}, ValueError),
+        ({"dropout": True}, TypeError),
+        ({"expert_dropout": True}, TypeError),
+        ({"bias": "no"}, TypeError),
     ],
     ids=str,
 )

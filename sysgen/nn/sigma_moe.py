@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops._activations import ACTIVATIONS
 from ..ops._router_ops import SELECTIONS
+from . import _checks
 from ._entropy import selection_negentropy
 from ._selection import selection_logits
 
@@ -59,6 +60,7 @@ class SigmaMoE(nn.Module):
         self.dropout, self.expert_dropout = dropout, expert_dropout
         self.num_layers, self.d_out = num_layers, d_model if d_out is None else d_out
         self._check_arguments()
+        _checks.flag("SigmaMoE", bias=bias)
         kwargs = {"device": device, "dtype": dtype}
         self.keys = nn.Parameter(torch.empty(num_experts, d_model, expert_size, **kwargs))
         self.values = nn.Parameter(torch.empty(num_experts, expert_size, self.d_out, **kwargs))
@@ -68,22 +70,13 @@ class SigmaMoE(nn.Module):
         self.reset_parameters()
 
     def _check_arguments(self):
-        for name in ("d_model", "num_experts", "expert_size", "k", "num_layers", "d_out"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"SigmaMoE: {name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"SigmaMoE: {name} must be at least 1, got {value}")
+        sizes = ("d_model", "num_experts", "expert_size", "k", "num_layers", "d_out")
+        _checks.positive_int("SigmaMoE", **{name: getattr(self, name) for name in sizes})
         if self.k > self.num_experts:
             raise ValueError(f"SigmaMoE: k must be at most num_experts = {self.num_experts}, got {self.k}")
-        for name, known in (("activation", tuple(ACTIVATIONS)), ("selection", SELECTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"SigmaMoE: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("dropout", "expert_dropout"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise TypeError(f"SigmaMoE: {name} must be a number, got {getattr(self, name)!r}")
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"SigmaMoE: {name} must be in [0, 1], got {getattr(self, name)}")
+        _checks.one_of("SigmaMoE", tuple(ACTIVATIONS), activation=self.activation)
+        _checks.one_of("SigmaMoE", SELECTIONS, selection=self.selection)
+        _checks.rate("SigmaMoE", dropout=self.dropout, expert_dropout=self.expert_dropout)
 
     @torch.no_grad()
     def reset_parameters(self):
