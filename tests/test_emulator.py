@@ -168,7 +168,7 @@ def test_misuse_is_refused_and_work_is_counted(program, checks, kind):
     build("emulator_programs")
     status, output = run(f"{program}_{kind}")
     assert status == 0 and output.endswith("\n0 failed\n"), output
-    assert len(re.findall(r"^ok ", output, re.M)) > checks
+    assert len(re.findall(r"^ok ", output, re.M)) >= checks
 
 
 @pytest.mark.parametrize("kind", KINDS)

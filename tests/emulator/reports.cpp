@@ -362,6 +362,7 @@ __global__ void counted_kernel(const Arguments a) {
   ldmatrix_x4_trans(r, packed[lane]);  // 4 phases, 7 conflicts each
   ldmatrix_x4(r, packed[lane / 8]);    // 4 phases, all lanes of one read the same row
   for (int i = 0; i < 3; ++i) mma_m16n8k8_tf32(d, r, g, d);
+  __syncthreads();
   store_shared(packed[lane][0], 0u);                                        // 1 phase, 31 conflicts
   r[0] = load_shared(rows[lane][0]);                                        // 1 phase, 8 banks: 3 conflicts
   load_shared(*reinterpret_cast<const uint4*>(&rows[lane][4]));             // 4 phases of 8 lanes
@@ -384,7 +385,7 @@ void check_counters() {
   equal("launches", counters.launches, 1);
   equal("blocks", counters.blocks, 3);
   equal("threads", counters.threads, 3 * 32);
-  equal("barriers", counters.barriers, 3 * 3);
+  equal("barriers", counters.barriers, 3 * 4);
   equal("warp operations", counters.warp_operations, 3 * 6);
   equal("mma", counters.mma, 3 * 3);
   equal("ldmatrix phases", counters.ldmatrix_phases, 3 * 12);
