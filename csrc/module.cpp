@@ -3,7 +3,6 @@
 
 #include "common/build_info_bind.h"
 #include "common/check.h"
-#include "common/huge_pages_bind.h"
 #include "content/content_bind.h"
 #include "cvmm/cvmm_bind.h"
 #include "dnc/dnc_bind.h"
@@ -14,6 +13,7 @@
 #include "router/select_experts_bind.h"
 #include "routing/route_bind.h"
 #if !defined(SYSGEN_EMULATOR)
+#include "common/kept_blocks_bind.h"
 #include "gated_update/gated_update_bind.h"
 #include "tasks/tasks_bind.h"
 #endif
@@ -39,7 +39,6 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
     }
   });
   sysgen::register_build_info(m);
-  sysgen::register_huge_pages(m);
   sysgen::register_routing(m);
   sysgen::register_cvmm(m);
   sysgen::register_dnc(m);
@@ -50,6 +49,7 @@ PYBIND11_MODULE(SYSGEN_MODULE, m) {
   sysgen::register_ntm(m);
   sysgen::register_router(m);
 #if !defined(SYSGEN_EMULATOR)
+  sysgen::register_kept_blocks(m);
   sysgen::register_gated_update(m);
   sysgen::register_tasks(m);
 #endif

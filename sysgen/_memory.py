@@ -5,12 +5,15 @@ import os
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from . import _alloc
+
 
 def peak_memory(fn, device):
     """The result of ``fn()`` and the largest number of bytes of tensors that it held at once, beyond those before it.
 
     Repeatable: from the CUDA allocator's own counters, or on the CPU from every allocation and release that torch's
-    profiler saw. Not seen on the CPU: what a kernel takes from malloc without torch, and NumPy's arrays.
+    profiler saw; no memory is kept from call to call meanwhile. Not seen on the CPU: what a kernel takes from malloc
+    without torch, and NumPy's arrays.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -20,11 +23,13 @@ def peak_memory(fn, device):
         torch.cuda.synchronize(device)
         return result, torch.cuda.max_memory_allocated(device) - before
     p = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    keep = _alloc.set_keep(False)
     _without_stderr(p.start)
     try:
         result = fn()
     finally:
         _without_stderr(p.stop)
+        _alloc.set_keep(keep)
     events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+import sysgen
 from sysgen import _alloc
 from sysgen._load import core
 
@@ -87,6 +88,35 @@ def test_what_it_cannot_take(call, error, message):
         return call()
     with pytest.raises(error, match=message):
         call()
+
+
+def test_memory_of_large_results_is_kept_for_the_next():
+    """A tensor gives its block back when it is freed, the next of about that size gets it, and 256 MiB stay at most."""
+    sysgen.empty_cache()
+    before = torch.empty(0)
+
+    def large(numel=_alloc.FRESH // 4, **options):
+        return _alloc.empty(before, (numel,), **options)
+
+    first, second = large(), large()
+    assert first.data_ptr() != second.data_ptr() and first.dtype == torch.float32 and first._base is None
+    at = {first.data_ptr(), second.data_ptr()}
+    view = first[5:]
+    del first, second
+    assert large().data_ptr() in at - {view.data_ptr() - 20}, "the block of `first` is in use"
+    del view
+    third = [large(_alloc.FRESH // 8, dtype=torch.float64), large(_alloc.FRESH // 4 + 1)]
+    assert third[0].data_ptr() in at and third[0].dtype == torch.float64 and third[1].shape == (_alloc.FRESH // 4 + 1,)
+    strided = _alloc.empty(before, (4, _alloc.FRESH // 16), strides=(1, 4))
+    assert strided.stride() == (1, 4) and strided.fill_(3).sum() == 3 * _alloc.FRESH // 4
+    del strided, third
+    many = [large() for _ in range(10)]
+    del many
+    released = core.release_kept_blocks()
+    assert 6 * _alloc.FRESH < released <= 8 * _alloc.FRESH and core.release_kept_blocks() == 0
+    huge = large(9 * _alloc.FRESH // 4)
+    del huge
+    assert core.release_kept_blocks() == 0
 
 
 def test_large_results_cost_few_page_faults():
