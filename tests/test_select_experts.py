@@ -20,14 +20,18 @@ def logits_of(tokens, num_experts, dtype=torch.float64, kind="random", seed=0):
         z = (z / 4).round()  # -0 among the zeros
     if kind == "far":  # probabilities below the smallest float
         z[:, ::3] -= 200
+    if kind == "shifted":
+        z += 1e4
     return z.to(dtype)
 
 
 def relative_error(z, u, k):
-    """Of e^(z − lse): z, lse and their difference are off by u of their size, a sum of n positive terms by at most n u,
-    and an exponential, a quotient and a product by a few u."""
-    z = z.double()
-    return u * (4 * (z.abs().amax(-1) + z.logsumexp(-1).abs()) + z.shape[-1] + k + 16)
+    """Of e^(z − top − log Σ e^(z − top)), top the largest z. The first difference, which is off by u of its size, is up
+    to the spread of the logits; so is the weighted mean of those in the sum; the second one and the logarithm, up to
+    log n, make it three times both. A sum of n positive terms is off by at most n u; an exponential, a quotient and a
+    product by a few u. What is added to all logits changes nothing."""
+    spread = z.double().amax(-1) - z.double().amin(-1)
+    return u * (3 * (spread + math.log(z.shape[-1])) + z.shape[-1] + k + 16)
 
 
 def magnitude(z, selection, experts, gate, log_sum, dgate, dlog_sum):
@@ -93,9 +97,25 @@ SIZES = [(1, 1, 1), (5, 3, 2), (70, 7, 3), (130, 33, 4), (67, 128, 9), (21, 155,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_is_its_definition(compiled, dtype, selection, rate):
     for i, (tokens, num_experts, k) in enumerate(SIZES[i] for i in ((2, 3, 7) if compiled.slow else range(len(SIZES)))):
-        for kind in ("random", "ties", "far"):
+        for kind in ("random", "ties", "far", "shifted"):
             z = logits_of(tokens, num_experts, dtype, kind)
             check(z, k, compiled.device, LAYOUTS[i % len(LAYOUTS)], selection=selection, expert_dropout=rate)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS[1:])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_added_to_all_logits_changes_no_bit(compiled, dtype, selection):
+    z = (logits_of(70, 33, dtype) * 1024).round() / 1024  # adding 10⁴ to multiples of 2⁻¹⁰ rounds nothing
+    results = []
+    for shift in (0, 1e4, -1e4):
+        shifted = (z + shift).to(compiled.device).requires_grad_()
+        assert torch.equal(shifted.cpu() - shift, z)
+        experts, gate, log_sum = ops.select_experts(shifted, 33, selection=selection, return_log_sum=True)
+        (first,) = torch.autograd.grad(gate.square().sum() + log_sum.square().sum(), shifted, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), shifted)
+        results.append((experts, gate, log_sum, first, second))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
 
 
 @pytest.mark.parametrize("num_experts", [1, 16, 131])
@@ -307,11 +327,11 @@ def test_meta_tensors_give_shapes():
 
 
 def test_memory_of_backward():
-    """Logits, choice and gates, one number a token and one an expert: nothing else of the size of the logits."""
+    """Logits, choice and gates, two numbers a token and one an expert: nothing else of the size of the logits."""
     z = torch.randn(50, 64, requires_grad=True)
     gate = ops.select_experts(z, 2, selection="softmax", return_log_sum=True)[1]
     saved = gate.grad_fn.next_functions[0][0].saved_tensors
-    assert sum(t.numel() for t in saved) == 50 * 64 + 2 * 50 * 2 + 50 + 64
+    assert sum(t.numel() for t in saved) == 50 * 64 + 2 * 50 * 2 + 2 * 50 + 64
 
 
 # ---- the regulariser (Eq. 7.19-7.20)

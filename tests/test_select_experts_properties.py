@@ -26,7 +26,7 @@ def test_select_experts(compiled, data):
         tokens,
         num_experts,
         draw(st.sampled_from([torch.float32, torch.float64])),
-        draw(st.sampled_from(["random", "ties", "far"])),
+        draw(st.sampled_from(["random", "ties", "far", "shifted"])),
         draw(st.integers(0, 2**32)),
     )
     check(

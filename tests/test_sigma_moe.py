@@ -306,7 +306,8 @@ def test_compile_fullgraph(return_aux, dropout, selection):
 def test_compile_with_inductor():
     layer = make(bias=True)
     x = torch.randn(2, 11, 6, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True)
+    # A cached graph has the shapes that an operation had then, maybe in an earlier version of the package.
+    compiled = torch.compile(layer, fullgraph=True, options={"fx_graph_cache": False})
     torch.testing.assert_close(step(compiled, layer, x, True), step(layer, layer, x, True))
     ties = torch.zeros(2, 11, 6, dtype=torch.float64)
     torch.testing.assert_close(step(compiled, layer, ties, True), step(layer, layer, ties, True))

@@ -9,7 +9,9 @@
 //               sigmoid               1 / (1 + e^-z)
 //               softmax               softmax over all E
 //               softmax_after_topk    softmax over those that were chosen
-//   lse       log sum over the experts of e^z, for each token
+//   lse       log sum over the experts of e^z, for each token, as two numbers whose sum it is: the largest z,
+//             and the rest. z less both, one after the other, is log softmax(z) to an error that does not
+//             grow with z; less their rounded sum it would.
 //   log_sum   log sum over the tokens of softmax(z), for each expert, dropped or not
 //
 // Whether expert e is dropped for token t is a function of (seed, t, e) only: 16 bits of the stream `experts`
@@ -41,7 +43,7 @@ struct SelectExpertsFwdArgs {
   const void* logits = nullptr;   // [T, E]
   int64_t* experts = nullptr;     // [T, k], -1 where no expert is left
   void* gate = nullptr;           // [T, k], 0 where no expert is left
-  void* lse = nullptr;            // [T], or null; saved for backward
+  void* lse = nullptr;            // [T, 2], or null; saved for backward
   void* log_sum = nullptr;        // [E], or null; -infinity without tokens
   void* scratch = nullptr;        // CUDA only
 };
@@ -53,7 +55,7 @@ struct SelectExpertsBwdArgs {
   const void* logits = nullptr;      // [T, E]
   const int64_t* experts = nullptr;  // [T, k]
   const void* gate = nullptr;        // [T, k]
-  const void* lse = nullptr;         // [T], or null if neither softmax nor dlog_sum needs it
+  const void* lse = nullptr;         // [T, 2], or null if neither softmax nor dlog_sum needs it
   const void* log_sum = nullptr;     // [E], or null if there is no dlog_sum
   const void* dgate = nullptr;       // [T, k], or null: zeros
   const void* dlog_sum = nullptr;    // [E], or null: zeros

@@ -34,8 +34,8 @@ struct SelectionChecker {
   void* by_slot(const char* name, const std::optional<TensorView>& t) const {
     return of(name, t, {s.tokens, s.k});
   }
-  void* by_token(const char* name, const std::optional<TensorView>& t) const {
-    return of(name, t, {s.tokens});
+  void* pair_by_token(const char* name, const std::optional<TensorView>& t) const {
+    return of(name, t, {s.tokens, 2});
   }
   void* by_expert(const char* name, const std::optional<TensorView>& t) const {
     return of(name, t, {s.num_experts});
@@ -60,7 +60,7 @@ inline SelectExpertsFwdArgs select_experts_fwd_args(const TensorView& logits, co
   a.logits = logits.data;
   a.experts = c.ids(experts);
   a.gate = c.by_slot("gate", gate);
-  a.lse = c.by_token("lse", lse);
+  a.lse = c.pair_by_token("lse", lse);
   a.log_sum = c.by_expert("log_sum", log_sum);
   check(lse || (!log_sum && c.selection != Selection::softmax), c.op,
         ": lse must be given with a log_sum and for softmax");
@@ -77,7 +77,7 @@ inline SelectExpertsBwdArgs select_experts_bwd_args(const TensorView& logits, co
   a.logits = logits.data;
   a.experts = c.ids(experts);
   a.gate = c.by_slot("gate", gate);
-  a.lse = c.by_token("lse", lse);
+  a.lse = c.pair_by_token("lse", lse);
   a.log_sum = c.by_expert("log_sum", log_sum);
   a.dgate = c.by_slot("dgate", dgate);
   a.dlog_sum = c.by_expert("dlog_sum", dlog_sum);

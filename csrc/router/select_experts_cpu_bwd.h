@@ -72,10 +72,10 @@ class SelectExpertsBwd {
 
   void all_experts(int64_t t, A inner, A* p, A* u, A* dz) const {
     const A* const z = logits + t * num_experts;
-    const A base = lse[t];
+    const A top = lse[2 * t], rest = lse[2 * t + 1];
     Vector<A> sum{};
     each_vector<A>(num_experts, [&](int64_t e, int64_t n) SYSGEN_INLINE {
-      const Vector<A> l = load(z + e, n) - base, x = vexp<A>(l);
+      const Vector<A> l = load(z + e, n) - top - rest, x = vexp<A>(l);
       store(p + e, x);
       if (!factors) return;
       const Vector<A> v =

@@ -84,7 +84,7 @@ class SelectExpertsFwd {
       for (int64_t t = first; t < last; ++t) {
         noise.draw(t);
         const A top = read(t - first, logits + t * num_experts, noise, ranking, row);
-        if (lse) lse[t] = normalise(row, top, sums);
+        if (lse) lse[2 * t] = top, lse[2 * t + 1] = normalise(row, top, sums);
       }
       ranking.take(last - first, a.experts + first * k);
       for (int64_t t = first; t < last; ++t) set_gates(t, chosen_logits);
@@ -109,7 +109,7 @@ class SelectExpertsFwd {
     return top;
   }
 
-  // The row's log-sum-exp; adds its softmax to the sums, if they are wanted.
+  // The row's log-sum-exp less top; adds its softmax to the sums, if they are wanted.
   A normalise(A* row, A top, A* sums) const {
     Vector<A> sum{};
     for (int64_t e = 0; e < width; e += L) {
@@ -120,7 +120,7 @@ class SelectExpertsFwd {
     const A total = sum_of_lanes<A>(sum), scale = A(1) / total;
     if (partial)
       for (int64_t e = 0; e < width; e += L) store(sums + e, load(sums + e) + load(row + e) * scale);
-    return top + scalar<A>(total, vlog<A>);
+    return scalar<A>(total, vlog<A>);
   }
 
   void set_gates(int64_t t, A* z) const {
@@ -129,8 +129,8 @@ class SelectExpertsFwd {
     int64_t count = 0;
     for (; count < k && chosen[count] >= 0; ++count) z[count] = logits[t * num_experts + chosen[count]];
     for (int64_t s = count; s < padded<A>(k); ++s) z[s] = -kInfinity<A>;
-    A base = 0, scale = 1;
-    if (a.selection == Selection::softmax) base = lse[t];
+    A base = 0, rest = 0, scale = 1;
+    if (a.selection == Selection::softmax) base = lse[2 * t], rest = lse[2 * t + 1];
     if (a.selection == Selection::softmax_after_topk && count > 0) {
       base = z[0];
       Vector<A> sum{};
@@ -140,7 +140,7 @@ class SelectExpertsFwd {
     const bool sigmoid = a.selection == Selection::sigmoid;
     each_vector<A>(k, [&](int64_t s, int64_t n) SYSGEN_INLINE {
       const Vector<A> x = load(z + s);
-      store(g + s, sigmoid ? vsigmoid<A>(x) : vexp<A>(x - base) * scale, n);
+      store(g + s, sigmoid ? vsigmoid<A>(x) : vexp<A>(x - base - rest) * scale, n);
     });
     for (int64_t s = count; s < k; ++s) g[s] = 0;
   }
@@ -153,7 +153,7 @@ class SelectExpertsFwd {
       for (int64_t i = 0; i < min_of(L, num_experts - e); ++i) small |= sums[e + i] < kSafeSum;
       if (small)
         y = log_sum_exp<A>(begin, end, [&](int64_t t) SYSGEN_INLINE {
-          return load(logits + t * num_experts + e, num_experts - e) - lse[t];
+          return load(logits + t * num_experts + e, num_experts - e) - lse[2 * t] - lse[2 * t + 1];
         });
       store(out + e, y);
     }

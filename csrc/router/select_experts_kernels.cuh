@@ -31,7 +31,7 @@ struct SelectExpertsFwdDevice {
   const i64* seed;  // [1]
   i64* experts;     // [T, k]
   A* gate;          // [T, k]
-  A* lse;           // [T] or null
+  A* lse;           // [T, 2] or null
   A* partials;      // scratch [segments, E], or null: logarithms of the sums over tokens
   i64 tokens, num_experts, k, segments, segment_tokens;
   u32 dropped;  // experts whose 16 bits are below it
@@ -116,7 +116,7 @@ struct SelectLane {
   SelectKey<A> keys[SLOTS];
   const A* row;
   i64 token;
-  A lse;
+  A top, rest;  // the log-sum-exp
   const SelectExpertsFwdDevice<A>& a;
   const SelectNoise<A> noise;
 
@@ -157,7 +157,8 @@ struct SelectLane {
 
   // The token's log-sum-exp; adds its probabilities to the sums. The values are then used up.
   __device__ __forceinline__ void normalise(A* segment_sums) {
-    A top = minus_infinity<A>(), total = 0;
+    A total = 0;
+    top = minus_infinity<A>();
     each([&](int i, i64 e) { top = Largest()(top, WIDE ? row[e] : values[i]); });
     top = over_warp<Largest>(top);
     each([&](int i, i64 e) {
@@ -166,8 +167,8 @@ struct SelectLane {
       total += x;
     });
     total = over_warp<Sum>(total);
-    lse = top + log_of(total);
-    if (lane_id() == 0) a.lse[token] = lse;
+    rest = log_of(total);
+    if (lane_id() == 0) a.lse[2 * token] = top, a.lse[2 * token + 1] = rest;
     if (!segment_sums) return;
     const A scale = 1 / total;
     each([&](int i, i64 e) {
@@ -195,7 +196,8 @@ struct SelectLane {
       if (sum < SAFE_SUM) {
         LogSum<A> log;
         log.clear();
-        for (i64 t = begin; t < end; ++t) log.add(a.logits[t * a.num_experts + e] - a.lse[t]);
+        for (i64 t = begin; t < end; ++t)
+          log.add(a.logits[t * a.num_experts + e] - a.lse[2 * t] - a.lse[2 * t + 1]);
         y = log.value();
       }
       segment_sums[e] = y;
@@ -213,7 +215,7 @@ __device__ __forceinline__ void select_for_token(const SelectExpertsFwdDevice<ty
   A* const gate = a.gate + lane.token * a.k;
   Key before = ~Key(0);
   i64 last = -1;
-  A base = lane.lse, total = 0;
+  A base = lane.top, rest = a.selection == kGateSoftmax ? lane.rest : A(0), total = 0;
   i64 count = 0;
   for (; count < a.k; ++count) {
     Key best = 0;
@@ -232,7 +234,7 @@ __device__ __forceinline__ void select_for_token(const SelectExpertsFwdDevice<ty
       g = 1 / (1 + exp_of(-z));
     } else {
       if (a.selection == kGateSoftmaxAfterTopk && count == 0) base = z;
-      g = exp_of(z - base);
+      g = exp_of(z - base - rest);
       total += g;
     }
     if (lane_id() == u32(count % 32)) {
@@ -254,7 +256,7 @@ template <class P>
 __global__ void __launch_bounds__(P::THREADS)
     select_experts_fwd_kernel(const SelectExpertsFwdDevice<typename P::A> a) {
   SelectLane<P> lane(a);
-  lane.lse = 0;
+  lane.top = lane.rest = 0;
   const i64 warps = i64(gridDim.x) * P::WARPS;
   for (i64 segment = i64(blockIdx.x) * P::WARPS + warp_id(); segment < a.segments; segment += warps) {
     auto* const sums = a.partials ? a.partials + segment * a.num_experts : nullptr;
@@ -300,7 +302,7 @@ template <class A>
 struct SelectExpertsBwdDevice {
   const A* logits;      // [T, E]
   const i64* experts;   // [T, k]
-  const A *gate, *lse;  // [T, k], [T]
+  const A *gate, *lse;  // [T, k], [T, 2]
   const A* log_sum;     // [E]
   const A* dgate;       // [T, k] or null
   const A* dlog_sum;    // [E] or null
@@ -332,15 +334,16 @@ __global__ void __launch_bounds__(P::THREADS)
         if (experts[s] >= 0) inner += dgate[s] * gate[s];
       inner = over_warp<Sum>(inner);
     }
-    const A lse = a.dense ? a.lse[token] : A(0);
+    const A top = a.dense ? a.lse[2 * token] : A(0), rest = a.dense ? a.lse[2 * token + 1] : A(0);
+    const auto log_p = [&](i64 e) { return z[e] - top - rest; };
     A total = 0;
     if (a.dlog_sum) {
-      for (i64 e = lane_id(); e < a.num_experts; e += 32) total += a.of_sum(e, z[e] - lse);
+      for (i64 e = lane_id(); e < a.num_experts; e += 32) total += a.of_sum(e, log_p(e));
       total = over_warp<Sum>(total);
     }
     if (a.selection == kGateSoftmax) total += inner;
     for (i64 e = lane_id(); e < a.num_experts; e += 32)
-      dz[e] = a.dense ? a.of_sum(e, z[e] - lse) - exp_of(z[e] - lse) * total : A(0);
+      dz[e] = a.dense ? a.of_sum(e, log_p(e)) - exp_of(log_p(e)) * total : A(0);
     __syncwarp();
     if (!dgate) continue;
     for (i64 s = lane_id(); s < a.k; s += 32) {

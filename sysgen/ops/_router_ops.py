@@ -21,7 +21,7 @@ def _fwd_outputs(new, logits, k, selection, want_log_sum):
     return (
         new(logits, (tokens, k), torch.int64),
         new(logits, (tokens, k)),
-        new(logits, (tokens if want_lse else 0,)),
+        new(logits, (tokens if want_lse else 0, 2)),
         new(logits, (num_experts if want_log_sum else 0,)),
     )
 

@@ -1,9 +1,9 @@
 // Selection of experts against its definition in float64: a stable sort, softmaxes, and random bits by the
 // formula.
 //
-// u is the unit roundoff. A logit or a log-sum of size m is off by about m u, which e^x turns into a relative
-// error; a sum of n positive terms is off by at most about n u. Bounds below are small multiples of the sum
-// of both.
+// u is the unit roundoff. A difference of logits, which are exact, is off by u of its size, whatever is added
+// to all of them; a log-sum of size m by about m u. e^x turns both into a relative error. A sum of n positive
+// terms is off by at most about n u. Bounds below are small multiples of the sum of these.
 #include "kernel_test.h"
 #include "router/select_experts_cuda.cu"
 
@@ -15,7 +15,7 @@ using namespace test;
 constexpr double kInfinite = INFINITY;
 double worst = 0;
 
-enum class Logits { random, ties, constant, far, special, never };
+enum class Logits { random, ties, constant, far, special, never, shifted };
 
 struct Case {
   DType dtype;
@@ -66,6 +66,8 @@ double logit(const Case& c, Random& random, int64_t e) {
              : pick(random, {0, 1}) ? NAN
              : pick(random, {0, 1}) ? kInfinite
                                     : -kInfinite;
+    case Logits::shifted:
+      return 1e4 + 3 * value(random);
     default:
       return 3 * value(random);
   }
@@ -81,7 +83,7 @@ void run(const Case& c, Random& random) {
   for (int64_t i = 0; i < T * E; ++i) logits.set(i, logit(c, random, i % E));
   const std::vector<int64_t> seed{static_cast<int64_t>(uint64_t{random()} << 40 | random())};
   std::vector<int64_t> experts(T * k, -77);
-  const Buffer gate = make(T * k), lse = make(want_lse ? T : 0), log_sum = make(c.log_sum ? E : 0);
+  const Buffer gate = make(T * k), lse = make(want_lse ? 2 * T : 0), log_sum = make(c.log_sum ? E : 0);
   const SelectionSizes sizes{c.dtype, T, E, k};
 
   SelectExpertsFwdArgs fwd{sizes, c.selection, c.dropout};
@@ -97,30 +99,34 @@ void run(const Case& c, Random& random) {
 
   Comparison check(c.name());
   std::vector<std::vector<double>> log_p(E, std::vector<double>(T));
-  std::vector<double> row_lse(T), exact_gate(T * k), slack(T);
+  std::vector<double> exact_gate(T * k), slack(T);
   double most_slack = 0;
   for (int64_t t = 0; t < T; ++t) {
     std::vector<double> z(E);
     std::vector<int64_t> order(E);
-    double size = 0;
+    double least = kInfinite, largest = -kInfinite;  // finite ones
     for (int64_t e = 0; e < E; ++e) {
       z[e] = logits.get(t * E + e);
       order[e] = e;
-      if (std::isfinite(z[e])) size = std::max(size, std::abs(z[e]));
+      if (std::isfinite(z[e])) least = std::min(least, z[e]), largest = std::max(largest, z[e]);
     }
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       const auto rank = [&](int64_t e) { return drops(c, seed[0], t, e) ? 0 : std::isnan(z[e]) ? 2 : 1; };
       return rank(a) != rank(b) ? rank(a) > rank(b) : rank(a) == 1 && z[a] > z[b];
     });
-    row_lse[t] = log_sum_exp(z);
-    if (row_lse[t] == -kInfinite) row_lse[t] = NAN;  // no softmax exists
-    for (int64_t e = 0; e < E; ++e) log_p[e][t] = z[e] - row_lse[t];
-    slack[t] = u * (4 * (size + (std::isfinite(row_lse[t]) ? std::abs(row_lse[t]) : 0)) + E / 16 + k + 16);
+    const double top = std::isfinite(largest) ? largest : 0;
+    std::vector<double> below(E);
+    for (int64_t e = 0; e < E; ++e) below[e] = z[e] - top;
+    double rest = log_sum_exp(below);
+    if (rest == -kInfinite) rest = NAN;  // no softmax exists
+    for (int64_t e = 0; e < E; ++e) log_p[e][t] = below[e] - rest;
+    // The difference from the largest logit, the mean of these in the sum, and what the logarithm leaves.
+    slack[t] = u * (3 * (std::max(0.0, largest - least) + std::log(E)) + E / 16 + k + 16);
     most_slack = std::max(most_slack, slack[t]);
-    if (want_lse) check.element("lse", t, 0, lse.get(t), row_lse[t], slack[t]);
+    if (want_lse) check.element("lse", t, 0, lse.get(2 * t) - top + lse.get(2 * t + 1), rest, slack[t]);
     std::vector<double> chosen;
     for (int64_t s = 0; s < k; ++s)
-      if (!drops(c, seed[0], t, order[s])) chosen.push_back(z[order[s]]);
+      if (!drops(c, seed[0], t, order[s])) chosen.push_back(below[order[s]]);
     const double of_chosen = log_sum_exp(chosen);
     for (int64_t s = 0; s < k; ++s) {
       const int64_t e = drops(c, seed[0], t, order[s]) ? -1 : order[s];
@@ -128,8 +134,8 @@ void run(const Case& c, Random& random) {
       double g = 0;
       if (e >= 0)
         g = c.selection == Selection::sigmoid   ? 1 / (1 + std::exp(-z[e]))
-            : c.selection == Selection::softmax ? std::exp(z[e] - row_lse[t])
-                                                : std::exp(z[e] - of_chosen);
+            : c.selection == Selection::softmax ? std::exp(log_p[e][t])
+                                                : std::exp(below[e] - of_chosen);
       exact_gate[t * k + s] = g;
       check.element("gate", t, s, gate.get(t * k + s), g, slack[t] * g + 1e-37);
     }
@@ -226,7 +232,7 @@ int main(int argc, char** argv) {
       c.log_sum = random() % 4;
       c.dgate = random() % 4;
       c.dlog_sum = c.log_sum && random() % 4;
-      c.logits = static_cast<Logits>(random() % 6);
+      c.logits = static_cast<Logits>(random() % 7);
       run(c, random);
     }
   } catch (const std::exception& e) {
