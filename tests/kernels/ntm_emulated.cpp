@@ -37,6 +37,9 @@ Buffer transposed(const Buffer& b, int64_t rows) {
   return t;
 }
 
+// Strengths of 21.5 and powers of 26: past the thresholds of softplus.
+bool steep(const NtmSizes& s) { return s.steps == 1 && s.dtype == DType::f64; }
+
 struct Problem {
   NtmSizes s;
   int64_t numel[kStates];
@@ -57,7 +60,7 @@ struct Problem {
     weights.push_back(random_buffer(s.dtype, 4 * s.hidden * s.reads * s.width, random, 0.5));
     weights.push_back(random_buffer(s.dtype, s.interface() * s.hidden, random, 1));
     weights.push_back(random_buffer(s.dtype, s.interface(), random, 0.5));
-    if (s.steps == 1 && s.dtype == DType::f64) {  // past the thresholds of softplus: a steep place
+    if (steep(s)) {
       const int64_t strength = s.reads * s.width * 4;
       weights[3].set(strength, 21.5);
       weights[3].set(strength + 4 * s.reads, 25);
@@ -164,8 +167,10 @@ void check_case(const NtmSizes& s, bool some_lengths, bool state_gradient, bool 
   Comparison compare(cat(name_of(s.dtype), " T", s.steps, " B", s.batch, " H", s.hidden, " N", s.cells, " W",
                          s.width, " P", s.reads, " S", s.reach, " chunk ", s.chunk));
   // Every number is a sum of at most some hundred products, each of them rounded, and steps add up. Gradients
-  // are differences of such sums, so that the rounding of the largest of them may show in any.
-  const double bound = 1000 * s.steps * unit_roundoff(s.dtype);
+  // are differences of such sums, so that the rounding of the largest of them may show in any. In a steep
+  // place a similarity's relative error, some ten roundings, becomes that of a weight times 21.5 (strength)
+  // times 26 (power).
+  const double bound = (steep(s) ? 10 * 21.5 * 26 : 1000 * s.steps) * unit_roundoff(s.dtype);
   double largest = 1;
   const auto measure = [&](const Buffer& e) {
     for (int64_t i = 0; i < e.count(); ++i) largest = std::max(largest, std::abs(e.get(i)));
