@@ -6,7 +6,9 @@
 
 namespace sysgen {
 
-// Gradients of the state lie in `dinitial` from the start and are changed in place.
+// Gradients of the state lie in `dinitial` from the start and are changed in place. Shared memory that holds
+// links has those themselves while the steps of a chunk are repeated, then their gradient: a step streams the
+// links twice, written and read, and a chunk thrice more; without, a step would do so five times.
 template <class A>
 struct DncBwdKernelArgs {
   DncProblem<A> p;
@@ -51,9 +53,10 @@ struct DncBwdScratch {
   }
 };
 
-// Step k of the chunk that begins at the checkpoint of chunk c.
+// Step k of the chunk that begins at the checkpoint of chunk c. Nobody reads the links after the last one.
 template <class A>
-__device__ __forceinline__ DncStepBwd<A> bwd_step(const DncBwdKernelArgs<A>& a, i64 b, i64 c, i64 k) {
+__device__ __forceinline__ DncStepBwd<A> bwd_step(const DncBwdKernelArgs<A>& a, i64 b, i64 c, i64 k,
+                                                  bool last) {
   const DncProblem<A>& p = a.p;
   const DncBwdScratch<A> scratch(a);
   const auto state_after = [&](i64 n) {
@@ -65,6 +68,7 @@ __device__ __forceinline__ DncStepBwd<A> bwd_step(const DncBwdKernelArgs<A>& a, 
   DncStepBwd<A> r;
   r.s.prev = state_after(k - 1);
   r.s.next = state_after(k);
+  if (last) r.s.next.link = nullptr;
   r.s.tape = scratch.tape_of(p, k);
   r.s.work = dnc_work(work, p.cells, p.width, p.reads, true);
   r.s.own = dnc_own(own, p.width, p.reads);
@@ -87,11 +91,11 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
   SYSGEN_SHARED(DncStepBwd<A>, steps, [1]);
   DncStepBwd<A>& step = steps[0];
   Smem smem;
-  auto& tiles = smem.array<DncLinkTiles<A>>();
-  auto& dtiles = smem.array<DncLinkTiles<A>>();
+  DncLinkTile<A>* const tiles = smem.elements<DncLinkTile<A>>(p.prev_tiles);
+  DncLinkTile<A>* const dtiles = smem.elements<DncLinkTile<A>>(p.link_tiles);
   // Between two barriers, so that nobody reads the step before.
-  const auto set_step = [&](i64 b, i64 c, i64 k) {
-    if (threadIdx.x == 0) step = bwd_step(a, b, c, k);
+  const auto set_step = [&](i64 b, i64 c, i64 k, bool last) {
+    if (threadIdx.x == 0) step = bwd_step(a, b, c, k, last);
     __syncthreads();
   };
 
@@ -99,7 +103,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
     const i64 length = dnc_length(p, b);
     const DncCells<A> grad = cells_of(p, a.dinitial, b);
     A *const dh = a.dinitial_h + b * hidden, *const dreads = a.dinitial_reads + b * words;
-    import_cells(p, g, cells_of(p, a.dfinal, b), grad);
+    import_cells(p, g, cells_of(p, a.dfinal, b), grad, true);
     for (i64 k = g.thread(); k < hidden; k += g.threads())
       dh[k] = a.dfinal_h ? a.dfinal_h[b * hidden + k] : A(0);
     for (i64 w = g.thread(); w < words; w += g.threads())
@@ -118,13 +122,15 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
                       scratch.tape_of(p, t - begin));
       g.barrier();
       for (i64 t = begin; t < end; ++t) {
-        set_step(b, c, t - begin);
+        set_step(b, c, t - begin, t + 1 == end);
+        if (p.held && t == begin) copy_tiles<A>(step.s.prev.link, g, p.cells, dtiles, true);
         repeat_cell(p, g, a.gates + (t * p.batch + b) * 4 * hidden, step.s.prev.c, step.s.next.c);
-        memory_fwd(p, g, step.s, tiles);
+        memory_fwd(p, g, step.s, p.held ? dtiles : tiles);
       }
+      if (p.held) copy_tiles<A>(grad.link, g, p.cells, dtiles, true);
       for (i64 t = end - 1; t >= begin; --t) {
         const i64 row = t * p.batch + b;
-        set_step(b, c, t - begin);
+        set_step(b, c, t - begin, t + 1 == end);
         for (i64 w = threadIdx.x; w < words; w += kDncThreads)
           step.s.own.reads[w] = dreads[w] + (a.dreads_out ? a.dreads_out[row * words + w] : A(0));
         __syncthreads();
@@ -144,6 +150,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_bwd_kernel(const DncBwdKer
                 [&](int w, A sum) { dreads[w] = sum; });
         g.barrier();
       }
+      if (p.held) store_links<A>(dtiles, g, p.cells, grad.link);
     }
     g.barrier();
   }

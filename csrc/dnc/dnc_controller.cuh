@@ -10,19 +10,6 @@ __device__ __forceinline__ i64 dnc_length(const DncProblem<A>& p, i64 b) {
   return n < 0 ? 0 : (n > p.steps ? p.steps : n);
 }
 
-// Calls f(array of x, array of y, elements of a sample).
-template <class A, class F>
-__device__ __forceinline__ void each_array(const DncProblem<A>& p, const DncCells<A>& x, const DncCells<A>& y,
-                                           const F& f) {
-  const i64 n = p.cells;
-  f(x.link, y.link, n * n);
-  f(x.memory, y.memory, n * p.width);
-  f(x.usage, y.usage, n);
-  f(x.precedence, y.precedence, n);
-  f(x.write_w, y.write_w, n);
-  f(x.read_w, y.read_w, n * p.reads);
-  f(x.c, y.c, i64(p.hidden));
-}
 template <class A>
 __device__ __forceinline__ i64 dnc_cells_numel(const DncProblem<A>& p) {
   DncCarver<A> count{nullptr, 0};
@@ -39,13 +26,21 @@ __device__ __forceinline__ DncCells<A> cells_of(const DncProblem<A>& p, const Dn
           of(all.write_w, n),  of(all.read_w, n * p.reads), of(all.c, p.hidden)};
 }
 
-// By all threads of the group; zeros from a null pointer.
+// By all threads of the group, with or without the links; zeros from a null pointer.
 template <class A>
-__device__ __forceinline__ void import_cells(const DncProblem<A>& p, const DncGroup& g,
-                                             const DncCells<A>& from, const DncCells<A>& to) {
-  each_array(p, from, to, [&](const A* x, A* y, i64 count) {
-    for (i64 i = g.thread(); i < count; i += g.threads()) y[i] = x ? x[i] : A(0);
-  });
+__device__ __forceinline__ void import_cells(const DncProblem<A>& p, const DncGroup& g, const DncCells<A>& x,
+                                             const DncCells<A>& y, bool links) {
+  const auto copy = [&](const A* from, A* to, i64 count) {
+    for (i64 i = g.thread(); i < count; i += g.threads()) to[i] = from ? from[i] : A(0);
+  };
+  const i64 n = p.cells;
+  if (links) copy(x.link, y.link, n * n);
+  copy(x.memory, y.memory, n * p.width);
+  copy(x.usage, y.usage, n);
+  copy(x.precedence, y.precedence, n);
+  copy(x.write_w, y.write_w, n);
+  copy(x.read_w, y.read_w, n * p.reads);
+  copy(x.c, y.c, i64(p.hidden));
 }
 
 // gates [4 H]: projections of the input on entry, activated at the end. A warp takes a unit, and so its c.

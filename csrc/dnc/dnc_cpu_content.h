@@ -158,13 +158,16 @@ void content_bwd_pass(const Content<A>& c, const S& s, int64_t heads, int64_t be
       for (int64_t i = 0; i < n; i += kLanes<A>) {
         const Vector<A> m = load(memory + w * n + i);
         Vector<A> dm = load(dmemory + w * n + i);
+        const Vector<A> m2 = m * m;
+        Vector<A> scale{};
         for (int r = 0; r < HEADS; ++r) {
-          const Vector<A> a = load(g.a + (first + r) * n + i), bm = load(g.b + (first + r) * n + i) * m;
-          dm += a * product[r] + bm * square[r];
+          const Vector<A> a = load(g.a + (first + r) * n + i), b = load(g.b + (first + r) * n + i);
+          dm += a * product[r];
+          scale += b * square[r];
           by_dot[r] += a * m;
-          by_norm[r] += bm * m;
+          by_norm[r] += b * m2;
         }
-        store(dmemory + w * n + i, dm);
+        store(dmemory + w * n + i, dm + scale * m);
       }
       for (int r = 0; r < HEADS; ++r) {
         const int64_t at = (first + r) * s.width + w;

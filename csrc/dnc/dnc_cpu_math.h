@@ -9,32 +9,10 @@ namespace sysgen::SYSGEN_ISA {
 namespace {
 
 template <class A>
-struct IntegerOf {
-  using type = int32_t;
-};
-template <>
-struct IntegerOf<double> {
-  using type = int64_t;
-};
-template <class A>
-using Integers = Vector<typename IntegerOf<A>::type>;
-
-template <class A>
 inline constexpr int kMantissaBits = __is_same(A, double) ? 52 : 23;
 template <class A>
 inline constexpr int kExponentBias = __is_same(A, double) ? 1023 : 127;
 
-template <class A>
-inline Vector<A> splat(A x) {
-  return Vector<A>{} + x;
-}
-// 0, 1, 2 ...
-template <class A>
-inline Integers<A> lane_numbers() {
-  Integers<A> lanes{};
-  for (int k = 0; k < kLanes<A>; ++k) lanes[k] = k;
-  return lanes;
-}
 // a b + c, for what is computed twice and must come to the same bits: of a b + c d a compiler fuses either
 // product with the sum, not always the same one.
 #if defined(__AVX512F__)

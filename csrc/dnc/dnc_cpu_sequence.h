@@ -54,9 +54,42 @@ struct CheckpointLayout {
   }
 };
 
+// The weights of a pass, packed. Backward has transposes of `hidden` and `reads`, and `interface_t` besides.
+template <class A>
+struct SequenceWeights {
+  PackedWeight<A> hidden, reads, interface, interface_t;
+
+  template <class F>
+  static int64_t numel(const F& f, bool backward) {
+    return measured<A>([&](auto& carver) { each(f, backward, carver, [](auto...) {}); });
+  }
+  template <class F, class W>
+  SequenceWeights(const F& f, const W& w, bool backward, int threads, A* to) {
+    PackedWeight<A>* const packed[] = {&hidden, &reads, &interface, &interface_t};
+    const void* const weights[] = {w.hidden, w.reads, w.interface, w.interface_t};
+    Carver<A> carver{to};
+    each(f, backward, carver, [&](int k, int64_t columns, int64_t depth, A* at) {
+      *packed[k] = pack_weight(in<A>(weights[k]), columns, depth, threads, at);
+    });
+  }
+
+ private:
+  template <class F, class G>
+  static void each(const F& f, bool backward, Carver<A>& carver, const G& g) {
+    const int64_t h = f.s.hidden, words = f.s.reads * f.s.width, size = f.at.size;
+    const int64_t shapes[][2] = {{backward ? h : 4 * h, backward ? 4 * h : h},
+                                 {backward ? words : 4 * h, backward ? 4 * h : words},
+                                 {size, h},
+                                 {h, size}};
+    for (int k = 0; k < (backward ? 4 : 3); ++k)
+      g(k, shapes[k][0], shapes[k][1], carver.take(PackedWeight<A>::numel(shapes[k][0], shapes[k][1])));
+  }
+};
+
 // The recurrence of the samples first .. last.
 template <class F, class Args>
-void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename F::Real* scratch) {
+void fwd_share(const F& f, const Args& a, const SequenceWeights<typename F::Real>& w, int64_t first,
+               int64_t last, typename F::Real* scratch) {
   using A = typename F::Real;
   const auto& s = f.s;
   const int64_t count = last - first, words = s.reads * s.width, states = state_numel(f, Holds::all),
@@ -88,15 +121,15 @@ void fwd_share(const F& f, const Args& a, int64_t first, int64_t last, typename 
         copy(layout.state_of(checkpoints, t, b), state_data + (b - first) * states, layout.state);
     // Samples that have ended keep their rows in the products, which then are not used.
     A* const gates = out<A>(a.gates) + (t * s.batch + first) * 4 * s.hidden;
-    linear(f.team, front.h, states, count, in<A>(a.w.hidden), s.hidden, 4 * s.hidden, gates, 4 * s.hidden);
-    linear(f.team, front.reads, states, count, in<A>(a.w.reads), words, 4 * s.hidden, gates, 4 * s.hidden);
+    linear(f.team, front.h, states, count, w.hidden, gates, 4 * s.hidden);
+    linear(f.team, front.reads, states, count, w.reads, gates, 4 * s.hidden);
     for (int64_t b = first; b < last; ++b) {
       if (t >= steps_of(s, b)) continue;
       const auto now = state(b);
       lstm_fwd(s.hidden, gates + (b - first) * 4 * s.hidden, now.h, now.c);
     }
     for (int64_t b = 0; b < count; ++b) copy(xi + b * size, in<A>(a.w.interface_bias), size);
-    linear(f.team, front.h, states, count, in<A>(a.w.interface), s.hidden, size, xi, size);
+    linear(f.team, front.h, states, count, w.interface, xi, size);
     for (int64_t b = first; b < last; ++b) {
       A* const h_out = out<A>(a.h_out) + (t * s.batch + b) * s.hidden;
       A* const reads_out = out<A>(a.reads_out) + (t * s.batch + b) * words;
@@ -158,7 +191,8 @@ int64_t bwd_scratch(const F& f, int64_t share) {
 
 // Samples first .. last, a group.
 template <class F, class Args>
-void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typename F::Real* scratch) {
+void bwd_samples(const F& f, const Args& a, const SequenceWeights<typename F::Real>& w, int64_t first,
+                 int64_t last, typename F::Real* scratch) {
   using A = typename F::Real;
   const auto& s = f.s;
   const int64_t count = last - first, words = s.reads * s.width, h4 = 4 * s.hidden, size = f.at.size;
@@ -204,7 +238,7 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
       for (int64_t b = 0; b < count; ++b)
         copy(xi + ((t - begin) * count + b) * size, in<A>(a.w.interface_bias), size);
     }
-    linear(f.team, h, s.hidden, (end - begin) * count, in<A>(a.w.interface), s.hidden, size, xi, size);
+    linear(f.team, h, s.hidden, (end - begin) * count, w.interface, xi, size);
     for (int64_t b = first; b < last; ++b) {
       for (int64_t t = begin; t < end && t < steps_of(s, b); ++t) {
         const int64_t k = t - begin;
@@ -229,7 +263,7 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
         const auto grad = grad_of(b);
         const int64_t row = t * s.batch + b;
         if (a.dreads_out)
-          for (int64_t w = 0; w < words; ++w) grad.reads[w] += in<A>(a.dreads_out)[row * words + w];
+          for (int64_t k = 0; k < words; ++k) grad.reads[k] += in<A>(a.dreads_out)[row * words + k];
         if (a.dh_out)
           for (int64_t k = 0; k < s.hidden; ++k) grad.h[k] += in<A>(a.dh_out)[row * s.hidden + k];
         const int64_t k = t - begin;
@@ -237,7 +271,7 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
               mine);
       }
       // A sample that has ended has zeros here.
-      linear(f.team, dxi, size, count, in<A>(a.w.interface_t), size, s.hidden, front.h, states);
+      linear(f.team, dxi, size, count, w.interface_t, front.h, states);
       for (int64_t b = first; b < last; ++b) {
         A* const mine = dgates + (b - first) * h4;
         if (t >= steps_of(s, b)) {
@@ -250,8 +284,8 @@ void bwd_samples(const F& f, const Args& a, int64_t first, int64_t last, typenam
         clear(grad.h, s.hidden);
         clear(grad.reads, words);
       }
-      linear(f.team, dgates, h4, count, in<A>(a.w.hidden), h4, s.hidden, front.h, states);
-      linear(f.team, dgates, h4, count, in<A>(a.w.reads), h4, words, front.reads, states);
+      linear(f.team, dgates, h4, count, w.hidden, front.h, states);
+      linear(f.team, dgates, h4, count, w.reads, front.reads, states);
     }
   }
   for (int64_t b = first; b < last; ++b) f.export_to(grad_of(b), b, a.dinitial);
@@ -262,34 +296,48 @@ Team team_of(const S& s, int threads) {
   return {num_shares(s, threads) == 1 ? threads : 1};
 }
 
+// f(weights, first, last, scratch) for each share of the samples; `each`: scratch of a share.
+template <class F, class Args, class G>
+void sequence_shares(const F& f, const Args& a, bool backward, int64_t each, const G& g) {
+  using A = typename F::Real;
+  A* const scratch = out<A>(a.scratch);
+  const SequenceWeights<A> w(f, a.w, backward, a.threads, scratch);
+  share_samples(a.s, a.threads, scratch + SequenceWeights<A>::numel(f, backward), each,
+                [&](int64_t first, int64_t last, A* mine) { g(w, first, last, mine); });
+}
+
 template <class F, class Args>
 void sequence_fwd(const Args& a) {
   const F f(a.s, team_of(a.s, a.threads));
-  share_samples(a.s, a.threads, out<typename F::Real>(a.scratch),
-                fwd_scratch(f, largest_share(a.s, a.threads)),
-                [&](int64_t first, int64_t last, auto* scratch) { fwd_share(f, a, first, last, scratch); });
+  sequence_shares(f, a, false, fwd_scratch(f, largest_share(a.s, a.threads)),
+                  [&](const auto& w, int64_t first, int64_t last, auto* scratch) {
+                    fwd_share(f, a, w, first, last, scratch);
+                  });
 }
 template <class F, class Args>
 void sequence_bwd(const Args& a) {
   const F f(a.s, team_of(a.s, a.threads));
-  share_samples(a.s, a.threads, out<typename F::Real>(a.scratch),
-                bwd_scratch(f, largest_share(a.s, a.threads)),
-                [&](int64_t first, int64_t last, auto* scratch) {
-                  const int64_t group = bwd_group(f, last - first);
-                  for (; first < last; first += group)
-                    bwd_samples(f, a, first, min_of(first + group, last), scratch);
-                });
+  sequence_shares(f, a, true, bwd_scratch(f, largest_share(a.s, a.threads)),
+                  [&](const auto& w, int64_t first, int64_t last, auto* scratch) {
+                    const int64_t group = bwd_group(f, last - first);
+                    for (; first < last; first += group)
+                      bwd_samples(f, a, w, first, min_of(first + group, last), scratch);
+                  });
 }
 
 template <class F, class S>
 int64_t fwd_scratch_bytes(const S& s, int threads) {
-  return int64_t(sizeof(typename F::Real)) * num_shares(s, threads) *
-         fwd_scratch(F(s), largest_share(s, threads));
+  using A = typename F::Real;
+  const F f(s);
+  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, false) +
+                               num_shares(s, threads) * fwd_scratch(f, largest_share(s, threads)));
 }
 template <class F, class S>
 int64_t bwd_scratch_bytes(const S& s, int threads) {
-  return int64_t(sizeof(typename F::Real)) * num_shares(s, threads) *
-         bwd_scratch(F(s), largest_share(s, threads));
+  using A = typename F::Real;
+  const F f(s);
+  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, true) +
+                               num_shares(s, threads) * bwd_scratch(f, largest_share(s, threads)));
 }
 
 }  // namespace

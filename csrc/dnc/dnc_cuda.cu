@@ -3,6 +3,7 @@
 
 #include "common/check.h"
 #include "device/launch.h"
+#include "device/shared_bytes.h"
 #include "dnc/dnc.h"
 #include "dnc/dnc_bwd_kernels.cuh"
 #include "dnc/dnc_fwd_kernels.cuh"
@@ -11,8 +12,9 @@ namespace sysgen {
 namespace {
 
 struct DncPlan {
-  int group;       // blocks that share a sample
-  int64_t groups;  // samples that are under way at once
+  int group;          // blocks that share a sample
+  int64_t groups;     // samples that are under way at once
+  size_t shared = 0;  // bytes of dynamic shared memory that a block can have
 
   unsigned blocks() const { return static_cast<unsigned>(group * groups); }
 };
@@ -82,8 +84,28 @@ int64_t scratch_bytes(const DncSizes& s, const DncPlan& plan, bool backward) {
                                : scratch_bytes<float>(s, plan, backward);
 }
 
+// Tiles of shared memory for the links (DncProblem). Nothing else is in want of it: registers let a
+// multiprocessor hold one block.
+struct DncLinkShare {
+  bool held, ahead;
+  int tiles, prev_tiles;
+  size_t bytes;  // dynamic shared memory of the launch
+};
 template <class A>
-DncProblem<A> dnc_problem(const DncSizes& s, const DncPlan& plan, u32* counters) {
+DncLinkShare dnc_link_share(const DncSizes& s, const DncPlan& plan, bool backward) {
+  constexpr size_t kTile = sizeof(DncLinkTile<A>);
+  static_assert(sizeof(DncStepBwd<A>) <= kStaticShared);  // the kernels' only static array
+  const int64_t own = dnc_link_tiles<A>(s.cells, plan.group),
+                there = static_cast<int64_t>(plan.shared / kTile);
+  const int64_t least = backward ? kDncWarps : 0;
+  const bool held = own + least <= there, ahead = held && backward && own > least && 2 * own <= there;
+  const int tiles = static_cast<int>(held ? own : kDncWarps),
+            prev_tiles = static_cast<int>(ahead ? own : least);
+  return {held, ahead, tiles, prev_tiles, shared_to_launch((tiles + prev_tiles) * kTile)};
+}
+
+template <class A>
+DncProblem<A> dnc_problem(const DncSizes& s, const DncPlan& plan, const DncLinkShare& links, u32* counters) {
   static_assert(sizeof(i64) == sizeof(int64_t));
   DncProblem<A> p{};
   p.steps = s.steps;
@@ -99,6 +121,10 @@ DncProblem<A> dnc_problem(const DncSizes& s, const DncPlan& plan, u32* counters)
   fits_int((1 + s.reads) * s.width * (1 + s.cells / kDncTile),
            "the size of the memory times the number of heads");
   p.group = plan.group;
+  p.held = links.held;
+  p.ahead = links.ahead;
+  p.link_tiles = links.tiles;
+  p.prev_tiles = links.prev_tiles;
   p.masked = s.masked;
   p.dealloc = s.dealloc;
   p.sharpen = s.sharpen;
@@ -116,9 +142,8 @@ DncCells<A> cells(const DncState& s) {
   return {of(s.link), of(s.memory), of(s.usage), of(s.precedence), of(s.write_w), of(s.read_w), of(s.c)};
 }
 
-template <class A>
-LaunchConfig config(const DncPlan& plan, int link_tiles) {
-  return {dim3(plan.blocks()), dim3(kDncThreads), link_tiles * sizeof(DncLinkTiles<A>), plan.group > 1};
+LaunchConfig config(const DncPlan& plan, const DncLinkShare& links) {
+  return {dim3(plan.blocks()), dim3(kDncThreads), links.bytes, plan.group > 1};
 }
 
 void clear_barriers(const DncPlan& plan, u32* counters, void* stream) {
@@ -132,8 +157,9 @@ void fwd(const DncFwdArgs& a, const DncPlan& plan, void* stream) {
   const auto in = [](const void* x) { return static_cast<const A*>(x); };
   const auto out = [](void* x) { return static_cast<A*>(x); };
   const DncScratch<A> scratch = split_scratch<A>(plan, a.scratch);
+  const DncLinkShare links = dnc_link_share<A>(a.s, plan, false);
   DncFwdKernelArgs<A> k{};
-  k.p = dnc_problem<A>(a.s, plan, scratch.counters);
+  k.p = dnc_problem<A>(a.s, plan, links, scratch.counters);
   k.w_hidden = in(a.w.hidden);
   k.w_reads = in(a.w.reads);
   k.w_interface = in(a.w.interface);
@@ -150,7 +176,7 @@ void fwd(const DncFwdArgs& a, const DncPlan& plan, void* stream) {
   k.final = cells<A>(a.final);
   k.scratch = scratch.data;
   clear_barriers(plan, scratch.counters, stream);
-  SYSGEN_LAUNCH_TEMPLATE(dnc_fwd_kernel, A, config<A>(plan, 1), stream, k);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_fwd_kernel, A, config(plan, links), stream, k);
 }
 
 template <class A>
@@ -158,8 +184,9 @@ void bwd(const DncBwdArgs& a, const DncPlan& plan, void* stream) {
   const auto in = [](const void* x) { return static_cast<const A*>(x); };
   const auto out = [](void* x) { return static_cast<A*>(x); };
   const DncScratch<A> scratch = split_scratch<A>(plan, a.scratch);
+  const DncLinkShare links = dnc_link_share<A>(a.s, plan, true);
   DncBwdKernelArgs<A> k{};
-  k.p = dnc_problem<A>(a.s, plan, scratch.counters);
+  k.p = dnc_problem<A>(a.s, plan, links, scratch.counters);
   k.w_hidden_t = in(a.w.hidden);
   k.w_reads_t = in(a.w.reads);
   k.w_interface = in(a.w.interface);
@@ -180,11 +207,15 @@ void bwd(const DncBwdArgs& a, const DncPlan& plan, void* stream) {
   k.dinterface = out(a.dinterface);
   k.scratch = scratch.data;
   clear_barriers(plan, scratch.counters, stream);
-  SYSGEN_LAUNCH_TEMPLATE(dnc_bwd_kernel, A, config<A>(plan, 2), stream, k);
+  SYSGEN_LAUNCH_TEMPLATE(dnc_bwd_kernel, A, config(plan, links), stream, k);
 }
 
 // Of the current device.
-DncPlan plan_here(const DncSizes& s) { return dnc_plan(s, num_multiprocessors("dnc_sequence")); }
+DncPlan plan_here(const DncSizes& s) {
+  DncPlan plan = dnc_plan(s, num_multiprocessors("dnc_sequence"));
+  plan.shared = shared_beside_static(most_shared_bytes("dnc_sequence"));
+  return plan;
+}
 
 }  // namespace
 

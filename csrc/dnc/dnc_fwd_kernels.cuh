@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kDncThreads) dnc_clear_kernel(const DncClearAr
     a.counters[i] = 0;
 }
 
-// The state lies in `final` from the start and is changed in place.
+// The state lies in `final` from the start and is changed in place, but for links that are held.
 template <class A>
 struct DncFwdKernelArgs {
   DncProblem<A> p;
@@ -42,6 +42,7 @@ __device__ __forceinline__ DncStep<A> fwd_step(const DncFwdKernelArgs<A>& a, con
       own{a.scratch, groups * count.used + blockIdx.x * own_count.used};
   DncStep<A> s;
   s.prev = s.next = state;
+  if (p.held) s.next.link = nullptr;
   s.tape = dnc_tape(carver, p.cells, p.reads, p.at.size, p.sharpen);
   s.work = dnc_work(carver, p.cells, p.width, p.reads, false);
   s.own = dnc_own(own, p.width, p.reads);
@@ -58,14 +59,16 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
   SYSGEN_SHARED(DncStep<A>, steps, [1]);
   DncStep<A>& step = steps[0];
   Smem smem;
-  auto& tiles = smem.array<DncLinkTiles<A>>();
+  DncLinkTile<A>* const tiles = smem.elements<DncLinkTile<A>>(p.link_tiles);
 
   for (i64 b = group; b < p.batch; b += groups) {
     const i64 length = dnc_length(p, b);
     const DncCells<A> now = cells_of(p, a.final, b);
     if (threadIdx.x == 0) step = fwd_step(a, now, group, groups);
     __syncthreads();
-    import_cells(p, g, cells_of(p, a.initial, b), now);
+    const DncCells<A> initial = cells_of(p, a.initial, b);
+    import_cells(p, g, initial, now, !p.held);
+    if (p.held) copy_tiles<A>(initial.link, g, p.cells, tiles, true);
     for (i64 w = threadIdx.x; w < words; w += kDncThreads) step.own.reads[w] = a.initial_reads[b * words + w];
     g.barrier();
 
@@ -73,7 +76,9 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
       const i64 row = t * p.batch + b;
       if (a.checkpoints && t % p.chunk == 0) {
         DncCarver<A> at{a.checkpoints + (t / p.chunk * p.batch + b) * state, 0};
-        import_cells(p, g, now, dnc_cells(at, p.cells, p.width, p.reads, p.hidden));
+        const DncCells<A> checkpoint = dnc_cells(at, p.cells, p.width, p.reads, p.hidden);
+        import_cells(p, g, now, checkpoint, !p.held);
+        if (p.held) store_links<A>(tiles, g, p.cells, checkpoint.link);
         g.barrier();  // the cells of the controller belong to other threads
       }
       A *const h = a.h_out + row * hidden, *const reads = a.reads_out + row * words;
@@ -93,6 +98,7 @@ __global__ void __launch_bounds__(kDncThreads, 1) dnc_fwd_kernel(const DncFwdKer
       __syncthreads();
     }
 
+    if (p.held) store_links<A>(tiles, g, p.cells, now.link);
     // A sample that has ended: outputs are 0, and so are checkpoints that nobody reads.
     for (i64 t = length; t < p.steps; ++t) {
       const i64 row = t * p.batch + b;

@@ -1,7 +1,8 @@
 // The link matrix: update, projections and their backward, in tiles of kDncLinkRows rows by 32 COLUMNS
 // columns. A warp takes a tile, a lane every 32nd column; sums along rows and columns leave a tile as partial
-// sums. Tiles come through shared memory by asynchronous copies, the first one of each warp long before it is
-// needed. A lane copies what it reads itself, so nobody waits for anybody.
+// sums. Tiles lie in shared memory: held there from step to step where all of a block fit, else copied for
+// each step, the first one of each warp long before it is needed. A lane copies what it reads itself, so
+// nobody waits for anybody. Either way the same operations come in the same order.
 #pragma once
 #include "dnc/dnc_group.cuh"
 
@@ -22,8 +23,6 @@ __device__ __forceinline__ A link_updated(A old, A wi, A wj, A pj, bool diagonal
 
 template <class A>
 using DncLinkTile = A[kDncLinkRows][32 * kDncLinkColumns<A>];
-template <class A>
-using DncLinkTiles = DncLinkTile<A>[kDncWarps];  // one for each warp of a block
 
 // Begins to copy the tile at a row and a column, zeros where the matrix ends.
 template <class A>
@@ -48,12 +47,30 @@ __device__ __forceinline__ void tiles_of_warp(const DncGroup& g, int cells, bool
   for (int unit = warp_id(); unit < (only_first ? min(count, kDncWarps) : count); unit += kDncWarps)
     f(unit, g.first + unit / across * kDncLinkRows, unit % across * WIDE);
 }
-// Begins to copy the first tile of each warp.
+// Tiles of the block that owns most of them.
 template <class A>
-__device__ __forceinline__ void copy_first_tiles(const A* link, const DncGroup& g, int cells,
-                                                 DncLinkTiles<A>& tiles) {
-  tiles_of_warp<A>(g, cells, true,
-                   [&](int, int row, int column) { copy_tile(link, cells, row, column, tiles[warp_id()]); });
+__host__ __device__ inline i64 dnc_link_tiles(i64 cells, i64 group) {
+  const i64 most = dnc_tiles(dnc_tiles(cells, kDncTile), group) * kDncTile,
+            rows = most < cells ? most : cells;
+  return dnc_tiles(rows, kDncLinkRows) * dnc_tiles(cells, 32 * kDncLinkColumns<A>);
+}
+// Begins to copy all tiles of the block, one behind the other, or the first one of each warp.
+template <class A>
+__device__ __forceinline__ void copy_tiles(const A* link, const DncGroup& g, int cells, DncLinkTile<A>* tiles,
+                                           bool all) {
+  tiles_of_warp<A>(g, cells, !all,
+                   [&](int unit, int row, int column) { copy_tile(link, cells, row, column, tiles[unit]); });
+}
+// Writes the held tiles out; they stay.
+template <class A>
+__device__ __forceinline__ void store_links(const DncLinkTile<A>* tiles, const DncGroup& g, int cells,
+                                            A* link) {
+  cp_async_wait<0>();  // if no step came since copy_tiles
+  tiles_of_warp<A>(g, cells, false, [&](int unit, int row, int column) {
+    for (int k = 0; k < min(kDncLinkRows, cells - row); ++k)
+      for (int lane = lane_id(); lane < min(32 * kDncLinkColumns<A>, cells - column); lane += 32)
+        link[i64(row + k) * cells + column + lane] = tiles[unit][k][lane];
+  });
 }
 
 // Calls f(DncHeads<count>(), first) for parts of at most four heads; a part of three is taken as four.
@@ -99,7 +116,7 @@ struct DncLinkColumns {
   }
 };
 
-// forward_d = L r and backward_d = r L of HEADS heads; the first ones also write the new links.
+// forward_d = L r and backward_d = r L of HEADS heads; the first ones also make the new links.
 template <int HEADS, bool UPDATE, class A>
 __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, int column, int first,
                                               DncLinkTile<A>& tile, A* link_out) {
@@ -109,28 +126,32 @@ __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, 
   A back[COLUMNS][HEADS] = {};
 #pragma unroll 1
   for (int from = row; from < row + kDncLinkRows; from += BATCH) {
-    A sums[BATCH * HEADS] = {};
+    A sums[BATCH * HEADS] = {}, write_w[BATCH], read[BATCH][HEADS], links[BATCH][COLUMNS];
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {  // all loads before the first store, which they cannot pass
+      const int i = from + k;
+      write_w[k] = i < n ? p.write_w[i] : A(0);
+#pragma unroll
+      for (int h = 0; h < HEADS; ++h) read[k][h] = columns.head_entry(p, p.read_w, first + h, i);
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c) links[k][c] = tile[i - row][32 * c + lane_id()];
+    }
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
       const int i = from + k;
       if (i >= n) break;
-      const A wi = p.write_w[i];
-      A read[HEADS];
-#pragma unroll
-      for (int h = 0; h < HEADS; ++h) read[h] = columns.head_entry(p, p.read_w, first + h, i);
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
-        A& entry = tile[i - row][32 * c + lane_id()];
-        A l = entry;
+        A l = links[k][c];
         if constexpr (UPDATE) {
-          l = link_updated(l, wi, columns.write_w[c], columns.precedence[c], i == columns.column[c]);
-          if (columns.there[c]) link_out[i * n + columns.column[c]] = l;
-          if (first + HEADS < p.heads) entry = l;
+          l = link_updated(l, write_w[k], columns.write_w[c], columns.precedence[c], i == columns.column[c]);
+          if (link_out && columns.there[c]) link_out[i * n + columns.column[c]] = l;
+          tile[i - row][32 * c + lane_id()] = l;
         }
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
           sums[k * HEADS + h] += l * columns.read_w[c][h];
-          back[c][h] += l * read[h];
+          back[c][h] += l * read[k][h];
         }
       }
     }
@@ -148,13 +169,13 @@ __device__ __forceinline__ void link_fwd_tile(const DncLinkPass<A>& p, int row, 
         p.column_part[(row / kDncLinkRows * i64(p.heads) + first + h) * n + columns.column[c]] = back[c][h];
 }
 
-// Behind copy_first_tiles of p.link; link_out may be p.link.
+// Behind copy_tiles of p.link, all of which may be held. link_out may be p.link; null: nobody reads it.
 template <class A>
-__device__ __forceinline__ void link_fwd(const DncLinkPass<A>& p, const DncGroup& g, DncLinkTiles<A>& tiles,
-                                         A* link_out) {
-  DncLinkTile<A>& tile = tiles[warp_id()];
+__device__ __forceinline__ void link_fwd(const DncLinkPass<A>& p, const DncGroup& g, DncLinkTile<A>* tiles,
+                                         bool held, A* link_out) {
   tiles_of_warp<A>(g, p.cells, false, [&](int unit, int row, int column) {
-    if (unit >= kDncWarps) copy_tile(p.link, p.cells, row, column, tile);
+    DncLinkTile<A>& tile = tiles[held ? unit : warp_id()];
+    if (!held && unit >= kDncWarps) copy_tile(p.link, p.cells, row, column, tile);
     cp_async_wait<0>();
     by_heads(p.heads, [&](auto part, int first) {
       constexpr int HEADS = decltype(part)::COUNT;
@@ -173,7 +194,7 @@ template <int HEADS, bool LAST, class A>
 __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, int column, int first,
                                               const A* dforward, const A* dbackward, DncLinkTile<A>& tile,
                                               DncLinkTile<A>& dtile, A* dlink) {
-  constexpr int COLUMNS = kDncLinkColumns<A>, BATCH = 2;
+  constexpr int COLUMNS = kDncLinkColumns<A>, BATCH = sizeof(A) == 8 ? 1 : 2;  // registers hold no more
   const i64 n = p.cells;
   const DncLinkColumns<HEADS, COLUMNS, A> columns(p, column, first);
   A db[COLUMNS][HEADS], dread[COLUMNS][HEADS] = {}, dwrite[COLUMNS] = {}, dprecedence[COLUMNS] = {};
@@ -185,28 +206,36 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
 #pragma unroll 1
   for (int from = row; from < row + kDncLinkRows; from += BATCH) {
     A read_sums[BATCH * HEADS] = {}, write_sums[BATCH] = {};
+    A write_w[BATCH], read[BATCH][HEADS], df[BATCH][HEADS], links[BATCH][COLUMNS], dlinks[BATCH][COLUMNS];
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {  // as in link_fwd_tile
+      const int i = from + k;
+      write_w[k] = i < n ? p.write_w[i] : A(0);
+#pragma unroll
+      for (int h = 0; h < HEADS; ++h) {
+        read[k][h] = columns.head_entry(p, p.read_w, first + h, i);
+        df[k][h] = columns.head_entry(p, dforward, first + h, i);
+      }
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c) {
+        links[k][c] = tile[i - row][32 * c + lane_id()];
+        dlinks[k][c] = dtile[i - row][32 * c + lane_id()];
+      }
+    }
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
       const int i = from + k;
       if (i >= n) break;
-      const A wi = p.write_w[i];
-      A read[HEADS], df[HEADS];
-#pragma unroll
-      for (int h = 0; h < HEADS; ++h) {
-        read[h] = columns.head_entry(p, p.read_w, first + h, i);
-        df[h] = columns.head_entry(p, dforward, first + h, i);
-      }
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
-        const A wj = columns.write_w[c], pj = columns.precedence[c], old = tile[i - row][32 * c + lane_id()];
+        const A wi = write_w[k], wj = columns.write_w[c], pj = columns.precedence[c], old = links[k][c];
         const bool diagonal = i == columns.column[c];
         const A now = link_updated(old, wi, wj, pj, diagonal);
-        A& entry = dtile[i - row][32 * c + lane_id()];
-        A dl = entry;
+        A dl = dlinks[k][c];
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
-          dl += df[h] * columns.read_w[c][h] + read[h] * db[c][h];
-          dread[c][h] += now * df[h];
+          dl += df[k][h] * columns.read_w[c][h] + read[k][h] * db[c][h];
+          dread[c][h] += now * df[k][h];
           read_sums[k * HEADS + h] += now * db[c][h];
         }
         if constexpr (LAST) {
@@ -216,10 +245,9 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
           write_sums[k] += dl * pj - through;
           dprecedence[c] += dl * wi;
           dl *= (A(1) - wi) - wj;
-          if (columns.there[c]) dlink[i * n + columns.column[c]] = dl;
-        } else {
-          entry = dl;
+          if (dlink && columns.there[c]) dlink[i * n + columns.column[c]] = dl;
         }
+        dtile[i - row][32 * c + lane_id()] = dl;
       }
     }
     constexpr int EACH = 32 / (BATCH * HEADS);
@@ -247,16 +275,17 @@ __device__ __forceinline__ void link_bwd_tile(const DncLinkPass<A>& p, int row, 
   }
 }
 
-// dlink: of the new links on entry, of the old ones at the end. Behind copy_first_tiles of both.
+// dlink: of the new links on entry, of the old ones at the end; null: dtiles holds it. Behind copy_tiles of
+// the links, `ahead` of all, and of dlink.
 template <class A>
 __device__ __forceinline__ void link_bwd(const DncLinkPass<A>& p, const DncGroup& g, const A* dforward,
-                                         const A* dbackward, DncLinkTiles<A>& tiles, DncLinkTiles<A>& dtiles,
-                                         A* dlink) {
-  DncLinkTile<A>&tile = tiles[warp_id()], &dtile = dtiles[warp_id()];
+                                         const A* dbackward, DncLinkTile<A>* tiles, DncLinkTile<A>* dtiles,
+                                         bool ahead, A* dlink) {
   tiles_of_warp<A>(g, p.cells, false, [&](int unit, int row, int column) {
+    DncLinkTile<A>&tile = tiles[ahead ? unit : warp_id()], &dtile = dtiles[dlink ? warp_id() : unit];
     if (unit >= kDncWarps) {
-      copy_tile(p.link, p.cells, row, column, tile);
-      copy_tile(dlink, p.cells, row, column, dtile);
+      if (!ahead) copy_tile(p.link, p.cells, row, column, tile);
+      if (dlink) copy_tile(static_cast<const A*>(dlink), p.cells, row, column, dtile);
     }
     cp_async_wait<0>();
     by_heads(p.heads, [&](auto part, int first) {

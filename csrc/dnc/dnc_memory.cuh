@@ -212,16 +212,17 @@ __device__ __forceinline__ void read_memory(const DncProblem<A>& p, const DncGro
   }
 }
 
-// From the activated interface to read_part; begins and ends behind a barrier.
+// From the activated interface to read_part; begins and ends behind a barrier. tiles: of the links before the
+// step, and of those after it at the end, if they are held.
 template <class A>
 __device__ __forceinline__ void memory_fwd(const DncProblem<A>& p, DncGroup& g, const DncStep<A>& s,
-                                           DncLinkTiles<A>& tiles) {
-  copy_first_tiles(s.prev.link, g, p.cells, tiles);
+                                           DncLinkTile<A>* tiles) {
+  if (!p.held) copy_tiles<A>(s.prev.link, g, p.cells, tiles, false);
   score_write(p, g, s);
   g.barrier();
   write_weights(p, g, s);
   g.barrier();
-  link_fwd(link_pass(p, s), g, tiles, s.next.link);
+  link_fwd(link_pass(p, s), g, tiles, p.held, s.next.link);
   write_memory(p, g, s);
   g.barrier();
   project(p, g, s);

@@ -379,18 +379,20 @@ __device__ __forceinline__ void interface_parts_bwd(const DncProblem<A>& p, cons
   }
 }
 
-// From dreads and grad to dinterface and grad; begins and ends behind a barrier.
+// From dreads and grad to dinterface and grad; begins and ends behind a barrier. dtiles: of the gradient of
+// the links if they are held.
 template <class A>
 __device__ __forceinline__ void memory_bwd(const DncProblem<A>& p, DncGroup& g, const DncStepBwd<A>& b,
-                                           DncLinkTiles<A>& tiles, DncLinkTiles<A>& dtiles) {
+                                           DncLinkTile<A>* tiles, DncLinkTile<A>* dtiles) {
   const DncStep<A>& s = b.s;
-  copy_first_tiles(s.prev.link, g, p.cells, tiles);
-  copy_first_tiles(b.grad.link, g, p.cells, dtiles);
+  A* const dlink = p.held ? nullptr : b.grad.link;
+  copy_tiles<A>(s.prev.link, g, p.cells, tiles, p.ahead);
+  if (dlink) copy_tiles<A>(dlink, g, p.cells, dtiles, false);
   reads_bwd(p, g, b);
   g.barrier();
   read_mix_bwd(p, g, b);
   g.barrier();
-  link_bwd(link_pass(p, s), g, s.work.dforward, s.work.dbackward, tiles, dtiles, b.grad.link);
+  link_bwd(link_pass(p, s), g, s.work.dforward, s.work.dbackward, tiles, dtiles, p.ahead, dlink);
   read_scalars_bwd(p, g, b);
   g.barrier();
   link_sums_bwd(p, g, b);

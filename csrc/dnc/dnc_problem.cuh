@@ -26,6 +26,11 @@ struct DncProblem {
   u32* counters;       // [groups], zeros: the barriers of each group
   int hidden, cells, width, reads;
   int group;  // blocks that share a sample
+  // Tiles of shared memory for the links of the rows that a block owns. Held: all of them, for the whole
+  // sequence; else one for each warp, through which they come. And of the backward, for the links before a
+  // step: all of them, which come ahead, or one for each warp.
+  bool held, ahead;
+  int link_tiles, prev_tiles;
   bool masked, dealloc, sharpen, detach_write;
   A eps, clip, mask_min;
   DncInterfaceMap at;

@@ -90,11 +90,12 @@ void link_update_fwd(const LinkUpdateFwdArgs& a, int threads) {
 template <class A>
 void link_update_bwd_row(const LinkPass<A>& p, int64_t i, const A* dupdated, A* dlink, A* dwrite,
                          A* dprecedence) {
+  const LinkRow<A> cell(p.write_w[i]);
   Vector<A> row{};
   each_vector<A>(p.n, [&](int64_t j, int64_t lanes) SYSGEN_INLINE {
     const Vector<A> d = p.without_diagonal(i, j, load(dupdated + i * p.n + j, lanes));
-    const LinkUpdateShare<A> share(d, load(p.link + i * p.n + j, lanes), p.write_w[i],
-                                   load(p.write_w + j, lanes), load(p.precedence + j, lanes));
+    const LinkUpdateShare<A> share(d, load(p.link + i * p.n + j, lanes), cell, load(p.write_w + j, lanes),
+                                   load(p.precedence + j, lanes));
     store(dlink + i * p.n + j, share.dlink, lanes);
     store(dwrite + j, load(dwrite + j, lanes) + share.dwrite, lanes);
     store(dprecedence + j, load(dprecedence + j, lanes) + share.dprecedence, lanes);
@@ -167,14 +168,14 @@ void link_read_fwd(const LinkReadFwdArgs& a, int threads) {
   blocks.for_each(threads, [&](int64_t b, int64_t block, int64_t begin, int64_t end) {
     const LinkPass<A> pass{n,       n,       static_cast<const A*>(a.link) + b * n * n,
                            nullptr, nullptr, static_cast<const A*>(a.read_weights) + b * reads * n};
-    A *const forward = projection(0) + b * reads * n, *const backward = partial.of(b, block);
-    clear(backward, reads * n);
+    const LinkSums<A> sums{pass.read_w, pass.read_w, projection(0) + b * reads * n, partial.of(b, block)};
+    for (int64_t r = 0; r < reads; ++r) clear(sums.along + r * n + begin, end - begin);
+    clear(sums.across, reads * n);
     for (int64_t i = begin; i < end;) {  // all heads while the rows are at hand
       const int64_t rows = i + 4 <= end ? 4 : 1;
       by_heads(reads, [&]<int HEADS>(int64_t first) {
-        rows == 4
-            ? link_fwd_rows<HEADS, 4, false>(pass, i, first, static_cast<A*>(nullptr), forward, backward)
-            : link_fwd_rows<HEADS, 1, false>(pass, i, first, static_cast<A*>(nullptr), forward, backward);
+        rows == 4 ? link_sum_rows<HEADS, 4, Links::given>(pass, pass.link + i * n, i, first, sums)
+                  : link_sum_rows<HEADS, 1, Links::given>(pass, pass.link + i * n, i, first, sums);
       });
       i += rows;
     }
@@ -236,14 +237,17 @@ void link_read_bwd(const LinkReadBwdArgs& a, int threads) {
                                    partial.of(b, block),
                                    nullptr,
                                    nullptr};
+    const LinkSums<A> sums{gradient.dbackward, gradient.dforward, gradient.dread_w, gradient.dread_w};
     clear(gradient.dread_w, reads * n);
     for (int64_t i = begin; i < end;) {
       const int64_t rows = i + 2 <= end ? 2 : 1;
       clear(gradient.dlink + i * n, rows * n);
       by_heads(reads, [&]<int HEADS>(int64_t first) {
         const A* const link = pass.link + i * n;
-        rows == 2 ? link_bwd_rows<HEADS, 2, Links::given>(pass, link, i, first, gradient)
-                  : link_bwd_rows<HEADS, 1, Links::given>(pass, link, i, first, gradient);
+        rows == 2 ? link_sum_rows<HEADS, 2, Links::given>(pass, link, i, first, sums)
+                  : link_sum_rows<HEADS, 1, Links::given>(pass, link, i, first, sums);
+        rows == 2 ? link_bwd_rows<HEADS, 2, false>(pass, link, i, first, gradient)
+                  : link_bwd_rows<HEADS, 1, false>(pass, link, i, first, gradient);
       });
       i += rows;
     }

@@ -4,6 +4,7 @@
 
 #include "common/check.h"
 #include "device/launch.h"
+#include "device/shared_bytes.h"
 #include "ntm/ntm.h"
 #include "ntm/ntm_bwd_kernels.cuh"
 #include "ntm/ntm_fwd_kernels.cuh"
@@ -13,20 +14,15 @@ namespace {
 
 // Of the current device: bytes of shared memory that this recurrence takes at most. Registers let a
 // multiprocessor hold one block, so that nothing else is in want of them; the rest is a cache.
-constexpr int kStaticShared = 1 << 10;  // of a kernel, at most
 size_t most_for_memory() {
-  constexpr int kMost = 160 << 10;
-  return static_cast<size_t>(std::clamp(most_shared_bytes("ntm_sequence") - kStaticShared, 0, kMost));
+  constexpr size_t kMost = 160 << 10;
+  return std::min(shared_beside_static(most_shared_bytes("ntm_sequence")), kMost);
 }
 
-// Bytes of shared memory for a memory that fits there, else 0. A launch asks the driver for more than 48 KiB
-// only if the dynamic part alone is more: where static arrays would make it so, a little more is taken.
+// Bytes of shared memory for a memory that fits there, else 0.
 size_t memory_bytes_in_shared(const NtmSizes& s, size_t most) {
-  constexpr size_t kUnasked = 48 << 10;
   const size_t bytes = static_cast<size_t>(s.cells * s.width) * (s.dtype == DType::f64 ? 8 : 4);
-  if (bytes > most) return 0;
-  const size_t whole = (bytes + 127) / 128 * 128;
-  return whole + kStaticShared > kUnasked ? std::max(whole, kUnasked + 128) : whole;
+  return bytes > most ? 0 : shared_to_launch(bytes);
 }
 
 // Samples that are under way at once, each in a block of its own: more than 8 on a multiprocessor wait for

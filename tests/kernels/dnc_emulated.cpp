@@ -1,6 +1,8 @@
 // The DNC's kernels against plain loops in float64: values, and gradients along a random direction of each
 // input, which forward-mode derivatives of the plain loops give. Any number of blocks must give the same
-// bits.
+// bits, with links held in shared memory or streamed through it.
+#include <array>
+
 #include "dnc/dnc_cuda.cu"
 #include "dnc_oracle.h"
 #include "kernel_test.h"
@@ -9,6 +11,9 @@ namespace sysgen {
 namespace {
 
 using namespace test;
+
+constexpr size_t kTile = 4096;  // bytes of a tile of the links, in float32 and in float64
+constexpr size_t kA100 = (163 - 1) * 1024, kH100 = (227 - 1) * 1024;
 
 constexpr int kStates = 9;
 constexpr const char* kStateNames[kStates] = {"h",          "c",       "memory", "usage", "link",
@@ -200,16 +205,16 @@ double oracle(const Problem& p, const Run& run, const Direction& direction, Comp
 double worst = 0;
 
 void check_case(const DncSizes& sizes, bool some_lengths, bool state_gradient, bool output_gradient,
-                int group, Random& random) {
+                DncPlan plan, Random& random) {
   const Problem p(sizes, some_lengths, state_gradient, output_gradient, random);
   const DncSizes& s = p.s;
-  const std::string name = cat(name_of(s.dtype), " T", s.steps, " B", s.batch, " H", s.hidden, " N", s.cells,
-                               " W", s.width, " R", s.reads, s.masked ? " M" : "", s.dealloc ? " D" : "",
-                               s.sharpen ? " S" : "", " chunk ", s.chunk, " blocks ", group);
-  const Run alone(p, DncPlan{1, std::min<int64_t>(s.batch, 2)}),
-      run(p, DncPlan{group, group > 1 ? 1 : s.batch});
+  const std::string name =
+      cat(name_of(s.dtype), " T", s.steps, " B", s.batch, " H", s.hidden, " N", s.cells, " W", s.width, " R",
+          s.reads, s.masked ? " M" : "", s.dealloc ? " D" : "", s.sharpen ? " S" : "", " chunk ", s.chunk,
+          " blocks ", plan.group, " of ", plan.groups, " samples with ", plan.shared, " bytes");
+  const Run streamed(p, DncPlan{1, std::min<int64_t>(s.batch, 2), 0}), run(p, plan);
   Comparison compare(name);
-  const auto expected = alone.all(), got = run.all();
+  const auto expected = streamed.all(), got = run.all();
   for (size_t k = 0; k < got.size(); ++k)
     compare.element("bits of result", static_cast<int64_t>(k), 0,
                     std::memcmp(expected[k]->data(), got[k]->data(), got[k]->count() * size_of(s.dtype)), 0,
@@ -264,19 +269,16 @@ void random_case(Random& random, int i) {
   s.sharpen = (i / 3) & 1;
   s.detach_write = random() % 2;
   s.chunk = pick(random, {1, 2, 3, 100});
-  check_case(s, random() % 2, random() % 4, random() % 4, pick(random, {1, 2, 3}), random);
+  const int group = pick(random, {1, 2, 3});
+  const int64_t groups = group > 1 ? 1 : 1 + static_cast<int64_t>(random() % s.batch);
+  // Held in both passes, with less room in the backward, in the forward alone (up to 6 tiles), or streamed.
+  const size_t shared = std::array{kH100, kH100, 23 * kTile, 6 * kTile, size_t{0}}[random() % 5];
+  check_case(s, random() % 2, random() % 4, random() % 4, {group, groups, shared}, random);
 }
 
-void run_edges(Random& random) {
-  check_case(sizes_of(0, 2, 3, 5, 2, 1), false, true, true, 1, random);  // no step
-  check_case(sizes_of(3, 5, 4, 9, 3, 2), true, true, true, 2, random);   // more samples than groups
-  DncFwdArgs f{};
-  DncBwdArgs b{};
-  f.s = b.s = sizes_of(2, 0, 3, 5, 2, 1);  // no sample: nothing is read
-  dnc_fwd_cuda(f, 0, nullptr);
-  dnc_bwd_cuda(b, 0, nullptr);
-
-  Comparison compare("how many blocks share a sample");
+// How many blocks share a sample, and what links they hold.
+void run_plans() {
+  Comparison compare("plans");
   const auto plan = [&](const DncSizes& s, int multiprocessors, int group, int64_t groups) {
     const DncPlan p = dnc_plan(s, multiprocessors);
     compare.element("blocks", s.cells, s.batch, p.group, group, 0);
@@ -289,6 +291,65 @@ void run_edges(Random& random) {
   plan(sizes_of(100, 16, 256, 256, 64, 4), 108, 6, 16);
   plan(sizes_of(100, 200, 256, 256, 64, 4), 108, 1, 108);
   plan(sizes_of(100, 100, 256, 256, 64, 4), 108, 1, 100);
+
+  const auto share = [&](int64_t cells, int group, size_t shared, bool backward, bool held, int tiles,
+                         int prev_tiles, size_t bytes) {
+    const DncLinkShare got =
+        dnc_link_share<float>(sizes_of(1, 1, 1, cells, 1, 1), {group, 1, shared}, backward);
+    compare.element("held", cells, group, got.held, held, 0);
+    compare.element("ahead", cells, group, got.ahead, held && prev_tiles > kDncWarps, 0);
+    compare.element("tiles", cells, group, got.tiles, tiles, 0);
+    compare.element("tiles before a step", cells, group, got.prev_tiles, prev_tiles, 0);
+    compare.element("bytes", cells, group, static_cast<double>(got.bytes), static_cast<double>(bytes), 0);
+  };
+  share(16, 1, kA100, false, true, 1, 0, kTile);
+  share(16, 1, kA100, true, true, 1, 8, 9 * kTile);
+  share(192, 1, kA100, false, true, 36, 0, 36 * kTile);
+  share(192, 1, kA100, true, false, 8, 8, 16 * kTile);
+  share(192, 1, kH100, true, true, 36, 8, 44 * kTile);
+  share(256, 1, kH100, false, false, 8, 0, 8 * kTile);
+  share(256, 2, kA100, true, true, 32, 8, 40 * kTile);
+  share(288, 2, kH100, false, true, 50, 0, 50 * kTile);  // five times 32 rows of nine
+  share(512, 16, kA100, true, true, 16, 16, 32 * kTile);
+  share(1024, 32, kA100, true, true, 32, 8, 40 * kTile);
+  share(192, 3, kA100, false, true, 12, 0, 12 * kTile + 128);  // more than what needs no asking
+  share(16, 1, 0, false, false, 8, 0, 8 * kTile);              // where launches are only noted
+  share(1 << 24, 1, kH100, true, false, 8, 8, 16 * kTile);
+}
+
+// The tiles that come from global memory: held links do so once a sequence and their gradient once a chunk,
+// and then only the links before a step of the backward; without, the links come in every step of the
+// forward, when it is repeated, and in the backward, where their gradient comes too.
+void count_copies(Random& random) {
+  const DncSizes s = sizes_of(5, 1, 3, 40, 2, 2);  // in three chunks
+  const Problem p(s, false, true, true, random);
+  const int64_t own = dnc_link_tiles<double>(s.cells, 1);
+  Comparison compare("tiles copied");
+  const auto copied = [&](size_t shared, int64_t each) {
+    emulator::counters = {};
+    const Run run(p, {1, 1, shared});
+    compare.element("tiles", static_cast<int64_t>(shared), 0,
+                    static_cast<double>(emulator::counters.cp_async_bytes), double(own * each * kTile), 0);
+  };
+  copied(kH100, 1 + 2 * 3 + 5);
+  copied(own * kTile, 1 + 3 * 5);  // too little for the backward
+  copied(0, 4 * 5);
+}
+
+void run_edges(Random& random, bool large) {
+  check_case(sizes_of(0, 2, 3, 5, 2, 1), false, true, true, {1, 2, kH100}, random);  // no step
+  check_case(sizes_of(3, 5, 4, 9, 3, 2), true, true, true, {2, 1, kH100},
+             random);  // more samples than groups
+  count_copies(random);
+  if (large) {
+    check_case(sizes_of(5, 2, 3, 70, 3, 5), true, true, true, {2, 2, kH100}, random);    // 32 rows and 38
+    check_case(sizes_of(3, 1, 3, 130, 2, 1), false, true, true, {1, 1, kH100}, random);  // many tiles a warp
+  }
+  DncFwdArgs f{};
+  DncBwdArgs b{};
+  f.s = b.s = sizes_of(2, 0, 3, 5, 2, 1);  // no sample: nothing is read
+  dnc_fwd_cuda(f, 0, nullptr);
+  dnc_bwd_cuda(b, 0, nullptr);
 }
 
 }  // namespace
@@ -299,7 +360,8 @@ int main(int argc, char** argv) {
   const int count = argc > 1 ? std::atoi(argv[1]) : 60;
   Random random(argc > 2 ? std::atoi(argv[2]) : 1);
   try {
-    run_edges(random);
+    run_plans();
+    run_edges(random, count >= 20);
     for (int i = 0; i < count; ++i) random_case(random, i);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
