@@ -45,6 +45,7 @@ def empty(like, shape, dtype=None, strides=None):
         out = like.new_empty_strided(shape, strides, dtype=dtype)
     else:
         out = like.new_empty(shape, dtype=dtype) if dtype is not None else like.new_empty(shape)
+    # torch works out shape and strides, at no cost to small calls; memory that is not written to is none yet.
     if _keep and out.nbytes >= FRESH and out.device.type == "cpu" and out.dtype in _DLPACK:
         span = out.untyped_storage().nbytes()
         out = torch.from_dlpack(core.block_tensor(out.shape, out.stride(), span, *_DLPACK[out.dtype]))

@@ -99,6 +99,7 @@ def moe_ffn_fwd(
     kept: Tensor | None,
     scratch: Tensor | None,
     activation: int,
+    precision: int,
     num_threads: int,
     stream: int,
     /,
@@ -115,6 +116,7 @@ def moe_ffn_fwd_scratch_bytes(
     y: Tensor | None,
     kept: Tensor | None,
     activation: int,
+    precision: int,
     num_threads: int,
     /,
 ) -> int: ...
@@ -135,7 +137,9 @@ def moe_ffn_bwd(
     dgate: Tensor | None,
     scratch: Tensor | None,
     activation: int,
+    precision: int,
     num_threads: int,
+    stream: int,
     /,
 ) -> None: ...
 def moe_ffn_bwd_scratch_bytes(
@@ -154,6 +158,7 @@ def moe_ffn_bwd_scratch_bytes(
     dx: Tensor | None,
     dgate: Tensor | None,
     activation: int,
+    precision: int,
     num_threads: int,
     /,
 ) -> int: ...
@@ -506,20 +511,6 @@ def select_experts_bwd_scratch_bytes(
     selection: int,
     /,
 ) -> int: ...
-def moe_ffn_fwd_cuda_serves(
-    x: Tensor,
-    w_up: Tensor,
-    w_down: Tensor,
-    order: Tensor,
-    inverse: Tensor,
-    offsets: Tensor,
-    gate: Tensor | None,
-    b_up: Tensor | None,
-    y: Tensor | None,
-    kept: Tensor | None,
-    activation: int,
-    /,
-) -> bool: ...
 def cvmm_fwd_scratch_bytes(
     x: Tensor,
     w: Tensor,

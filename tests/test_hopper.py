@@ -29,6 +29,16 @@ def test_values_and_gradients(hopper, shape, dtype):
         )
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_small_groups(hopper, weights):
+    """One route an expert or two, with the weights as columns of the product, float32 ones rounded on the way; and the
+    gradient of x."""
+    options = {"routed": False, "reduce": True, "gate": True, "bias": False}
+    dtypes = (torch.bfloat16, weights)
+    inputs = make_inputs((96,), 2, 72, 136, 140, dtypes, hopper.device, **options, layout="contiguous")
+    check_cvmm(ops, inputs)
+
+
 @pytest.mark.cuda
 def test_it_is_taken_only_if_asked_for(monkeypatch):
     if not info.hopper_path().startswith("off"):

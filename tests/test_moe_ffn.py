@@ -146,6 +146,25 @@ def test_every_subset_of_gradients(compiled, dtypes):
             check_moe_ffn(ops, inputs, what=f"needed={dict(zip(names, needed))} recompute={recompute}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_infinite_gradients_end_at_relu(compiled, dtype):
+    """Where relu gave 0 the gradient is 0, whatever arrives there, by result or gate: 0 · infinity would be a NaN."""
+    infinity = float("inf")
+    x, w_up, w_down, dy = (
+        torch.tensor(v, dtype=dtype, device=compiled.device)
+        for v in ([[1.0], [1.0]], [[[-1.0, 1.0]]], [[[1.0], [1.0]]], [[infinity], [1.0]])
+    )
+    experts = torch.zeros(2, 1, dtype=torch.int64, device=compiled.device)
+    gate, b_up = torch.ones(2, 1, device=compiled.device), torch.zeros(1, 2, device=compiled.device)
+    leaves = [t.requires_grad_() for t in (x, w_up, b_up)]
+    infinite = torch.where(dy.isinf(), infinity, gate)
+    for recompute, (by, d) in itertools.product(BOOLEANS, ((gate, dy), (infinite, torch.ones_like(dy)))):
+        y = ops.moe_ffn(x, experts, by, w_up, w_down, b_up=b_up, recompute=recompute)
+        dx, dw_up, db_up = torch.autograd.grad(y, leaves, d)
+        assert dx.tolist() == [[infinity], [1]]
+        assert dw_up.tolist() == [[[0, infinity]]] and db_up.tolist() == [[0, infinity]]
+
+
 @pytest.mark.parametrize("recompute", BOOLEANS)
 def test_backward_twice_over_one_graph(compiled, recompute):
     inputs = make_inputs((17,), 3, 11, 5, 7, 4, DTYPES[1], compiled.device)

@@ -55,7 +55,7 @@ def test_the_number_of_threads_changes_no_bit_of_few_rows(isa, dtypes):
     inputs = inputs_of(dtypes, False, tokens=60, d=300, h=523)
     torch.set_num_threads(1)
     one = results_of(inputs)
-    for threads in (2, 5):
+    for threads in (2, 3, 5):  # 3 take equal shares of 300 columns
         torch.set_num_threads(threads)
         assert_equal(results_of(inputs), one)
 

@@ -9,6 +9,8 @@
 
 namespace sysgen {
 
+using MaybeTensor = std::optional<TensorView>;
+
 inline std::string shape_of(const TensorView& t) {
   std::string s = "[";
   for (int i = 0; i < t.ndim; ++i) s += (i ? ", " : "") + std::to_string(t.shape[i]);
@@ -47,7 +49,7 @@ inline void check_device(const char* op, const char* name, const TensorView& t, 
 }
 
 // Data of a contiguous tensor of this type and shape, or null if there is none.
-inline void* check_dense(const char* op, const char* name, const std::optional<TensorView>& t, DType dtype,
+inline void* check_dense(const char* op, const char* name, const MaybeTensor& t, DType dtype,
                          std::initializer_list<int64_t> shape, const TensorView& first) {
   if (!t) return nullptr;
   check_dtype(op, name, *t, {dtype});

@@ -22,8 +22,7 @@ void define_op(pybind11::module_& m, const char* name, Types<T...>, Types<O...>,
                std::type_identity_t<Args (*)(const char* op, T..., O...)> build,
                void (*cpu)(const Args&, int), int64_t (*scratch_bytes)(const Args&),
                void (*cuda)(const Args&, int, void*)) {
-  m.def(name, [=](T... tensors, const std::optional<TensorView>& scratch, O... options, int num_threads,
-                  uintptr_t stream) {
+  m.def(name, [=](T... tensors, const MaybeTensor& scratch, O... options, int num_threads, uintptr_t stream) {
     Args a = build(name, tensors..., options...);
     const TensorView& first = std::get<0>(std::forward_as_tuple(tensors...));
     if (a.s.batch > 0) run_where(name, a, first, scratch, num_threads, stream, cpu, scratch_bytes, cuda);

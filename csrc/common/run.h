@@ -24,7 +24,7 @@ namespace sysgen {
 // Calls cpu(args, num_threads), or cuda(args, device, stream) after a check of the scratch's size, without
 // the GIL.
 template <class Args>
-void run_where(const char* op, Args& args, const TensorView& first, const std::optional<TensorView>& scratch,
+void run_where(const char* op, Args& args, const TensorView& first, const MaybeTensor& scratch,
                int num_threads, uintptr_t stream, std::type_identity_t<void (*)(const Args&, int)> cpu,
                std::type_identity_t<int64_t (*)(const Args&)> scratch_bytes,
                std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {

@@ -16,10 +16,14 @@
 #include <cstdint>
 
 #include "common/tensor_view.h"
+#include "cvmm/activation.cuh"
 
 namespace sysgen {
 
-enum class Activation : int { none = 0, relu = 1 };
+// What an activation's derivative is a function of, and is kept for the backward: its output, or else its
+// input.
+inline bool derivative_from_output(Activation a) { return a != Activation::gelu && a != Activation::silu; }
+
 enum class Precision : int {
   ieee = 0,
   tf32 = 1,
@@ -44,7 +48,10 @@ struct Rows {  // a row operand
 // dot[r] = sum_j u[r, j] * other[src'(r), j]                              if dot
 // out[r] = gate[r] * activation(u[r]), or out[t] = sum over the token's routes of that, in a fixed order
 // (CUDA: by slot; CPU: by expert, then slot), if reduce.
-// Dropped routes: out and dot are 0. out may be null (then only dot is computed).
+// With slope, other[r] is what activation's derivative is a function of, and the backward of activated rows:
+// dot[r] = sum_j u[r, j] * activated[r, j]
+// out[r] = gate[r] * activation'[r] * u[r]
+// Dropped routes: all results are 0. out may be null (then only dot is computed).
 struct CvmmFwdArgs {
   Routing route;
   // [E + 1], CPU: offsets of the whole routing if `route` is a part of it. By them the order of sums is
@@ -57,7 +64,11 @@ struct CvmmFwdArgs {
   int64_t w_stride_e, w_stride_d, w_stride_h;  // any; CUDA: w_stride_d or w_stride_h is 1 (or its size is 1)
   const void* gate;                            // [R] or null
   const void* bias;                            // [E, h], contiguous, or null
-  Activation activation;
+  Activation activation;  // the CPU has identity and relu only; CUDA all, with reduce those two
+  bool slope;             // CUDA, not with reduce
+  // [R, h], contiguous, or null; only for gelu and silu on CUDA: the rows before the activation, which is
+  // then that of the rounded rows; or activated rows, with slope.
+  void* second;
   void* out;  // [R, h], or [T, h] if reduce; contiguous; or null
   bool reduce;
   Rows other;  // [T or R, h] or null

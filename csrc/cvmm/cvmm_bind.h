@@ -65,8 +65,6 @@ inline void check_types(const char* op, const TensorView& x, const char* w_name,
                         name_of(w_dtype)));
 }
 
-using MaybeTensor = std::optional<TensorView>;
-
 inline CvmmFwdArgs cvmm_fwd_args(const TensorView& x, const TensorView& w, const TensorView& order,
                                  const TensorView& inverse, const TensorView& offsets,
                                  const MaybeTensor& gate, const MaybeTensor& bias, const MaybeTensor& out,
@@ -90,7 +88,7 @@ inline CvmmFwdArgs cvmm_fwd_args(const TensorView& x, const TensorView& w, const
   a.w_stride_h = w.stride[2];
   a.gate = check_dense(op, "gate", gate, acc, {a.route.num_tokens, a.route.k}, x);
   a.bias = check_dense(op, "bias", bias, acc, {w.shape[0], a.h}, x);
-  check(activation == 0 || activation == 1, op, ": activation must be 0 (none) or 1 (relu), got ",
+  check(activation == 0 || activation == 1, op, ": activation must be 0 (identity) or 1 (relu), got ",
         activation);
   a.activation = static_cast<Activation>(activation);
   a.reduce = reduce;

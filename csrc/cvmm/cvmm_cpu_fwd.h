@@ -41,10 +41,12 @@ class CvmmFwd {
   static constexpr int kGroup = 128;                  // columns whose part of a dot product is summed first
   static constexpr int kBlockCols = 256;              // columns of W in use at a time (half of a 1 MiB L2)
   static constexpr int kDepth = 2048 / sizeof(Unit);  // units of the contraction in use at a time
+  static constexpr int kShallowBytes = 256 << 10;     // of W with so few units that it has more columns
   static constexpr int kPitch =
       kDepth + 64 / sizeof(Unit);                   // of packed rows, so that they share no cache sets
   static constexpr int kBlockRows = 256;            // rows whose sums wait for the next kDepth units
   static constexpr int kSumTokens = 2048;           // tokens of a block whose sums are no part of `out`
+  static constexpr int64_t kOwnSumBytes = 8 << 20;  // of a block's sums, if `out` could hold them as well
   static constexpr int kFewRows = 3 * kMaxRows;     // not more read a row-major W where it lies
   static constexpr int kDotRows = kMostDotRows<S>;  // not more, and W the other way: dot products
   static constexpr int kFewBytes = 128 << 10;       // of W that these use at a time
@@ -121,11 +123,14 @@ class CvmmFwd {
 
   void run_reduce() {
     if (q.num_tokens == 0) return;
-    const int64_t wanted = threads == 1 ? 1 : 2 * threads, groups = ceil_div(a.h, kGroup);
+    const int64_t groups = ceil_div(a.h, kGroup);
     // Each block of tokens packs all of W again, each block of columns gathers all rows of x again. The
-    // latter is cheaper, so columns are split first, as long as a block keeps kBlockCols, and then tokens as
-    // far as an expert keeps rows enough in a block.
-    const int64_t wide = max_of(1, ceil_div(a.h, kBlockCols));
+    // latter is cheaper, so columns are split first, and that is all if each thread gets an equal share of
+    // them. Else they are split as long as a block keeps kBlockCols, and then tokens as far as an expert
+    // keeps rows enough in a block.
+    const bool equal = groups % threads == 0;
+    const int64_t wanted = equal ? threads : 2 * threads;
+    const int64_t wide = equal ? threads : max_of(1, ceil_div(a.h, kBlockCols));
     int64_t blocks = min_of(ceil_div(wanted, wide), routed / (128 * max_of(q.num_experts, 1)));
     if (!kOutHoldsSums) blocks = max_of(blocks, ceil_div(q.num_tokens, kSumTokens));
     blocks = max_of(1, max_of(blocks, min_of(threads / max_of(groups, 1), q.num_tokens)));
@@ -160,12 +165,15 @@ class CvmmFwd {
   void reduce_block(int64_t first_token, int64_t tokens, int64_t n0, int64_t n1) {
     const int64_t width = n1 - n0;
     T* const out = static_cast<T*>(a.out) + first_token * a.h;
+    // Neighbours in `out` of what another thread adds to would be fetched from each other's caches all the
+    // time.
+    const int64_t own_bytes = sizeof(Acc) * tokens * width;
+    const bool own = !kOutHoldsSums || (threads > 1 && column_blocks > 1 && own_bytes <= kOwnSumBytes);
     Sums sums{nullptr, a.h, first_token};
-    if constexpr (kOutHoldsSums)
+    if (own)
+      sums = {static_cast<Acc*>(thread_scratch(kSlotSums, own_bytes)) - n0, width, first_token};
+    else if constexpr (kOutHoldsSums)
       sums.data = out;
-    else
-      sums = {static_cast<Acc*>(thread_scratch(kSlotSums, sizeof(Acc) * tokens * width)) - n0, width,
-              first_token};
     for (int64_t t = 0; t < tokens; ++t)
       __builtin_memset(sums.data + t * sums.stride + n0, 0, sizeof(Acc) * width);
 
@@ -177,7 +185,7 @@ class CvmmFwd {
       if (begin < end) expert_block(e, next, begin, end, n0, n1, sums);
     });
 
-    if constexpr (!kOutHoldsSums)
+    if (own)
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t n = n0; n < n1; n += kLanes<Acc>)
           store(out + t * a.h + n, load(sums.data + t * sums.stride + n, n1 - n), n1 - n);
@@ -194,19 +202,25 @@ class CvmmFwd {
     if (all_rows <= kDotRows && a.w_stride_d == 1 && a.w_stride_h != 1 && a.d >= kLanes<Acc>)
       return dot_block(e, next, begin, end, n0, n1, sums);
     const bool few = all_rows <= kFewRows;
-    const int64_t units = ceil_div(a.d, S::kDepth), width = min_of(n1 - n0, kBlockCols);
+    const int64_t units = ceil_div(a.d, S::kDepth);
     const int64_t few_units = kFewBytes / sizeof(Unit) / max_of(1, min_of(a.h, kBlockCols));
     const int64_t most_units = few ? min_of(kDepth, max_of(kLeastUnits, few_units)) : kDepth;
     const Strips depths(units, most_units);
+    // Rows of x are packed again for each block of columns.
+    const int64_t block_columns =
+        few || depths.count > 1
+            ? kBlockCols
+            : max_of(kBlockCols, kShallowBytes / int64_t{sizeof(Unit)} / max_of(1, units) / kGroup * kGroup);
     const int64_t first_depth = depths.count ? min_of(depths.size(0) * S::kDepth, a.d) : 0;
     const int64_t most_rows = depths.count > 1 ? kBlockRows : end - begin;
-    for (int64_t n = n0; n < n1; n += kBlockCols) {
-      const int64_t after = n + kBlockCols;
-      const WeightsBlock beyond = after < n1
-                                      ? WeightsBlock{e, after, min_of(n1 - after, kBlockCols), 0, first_depth}
-                                      : WeightsBlock{next, n0, width, 0, first_depth};
+    for (int64_t n = n0; n < n1; n += block_columns) {
+      const int64_t after = n + block_columns;
+      const WeightsBlock beyond =
+          after < n1 ? WeightsBlock{e, after, min_of(n1 - after, block_columns), 0, first_depth}
+                     : WeightsBlock{next, n0, min_of(n1 - n0, block_columns), 0, first_depth};
       for (int64_t p = begin; p < end; p += most_rows)
-        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, kBlockCols), depths, beyond, few, sums);
+        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, block_columns), depths, beyond, few,
+                  sums);
     }
   }
 
@@ -306,7 +320,8 @@ class CvmmFwd {
     }
     if (next < q.num_experts)
       for (int64_t p = q.offsets[next]; p < min_of(q.offsets[next + 1], q.offsets[next] + kDotRows); ++p)
-        prefetch_range(row_of(q.order[p]), min_of(a.d * int64_t{sizeof(T)}, kRowBytesAhead));
+        prefetch_range(row_of(q.order[p], token_of(q.order[p])),
+                       min_of(a.d * int64_t{sizeof(T)}, kRowBytesAhead));
 
     int columns;  // of a call
     const auto kernel = dot_kernel_for<T, TW>(strip.rows, columns);
@@ -343,17 +358,17 @@ class CvmmFwd {
       prefetch_range(strip.out[i] + n, columns * sizeof(T));
   }
 
-  const T* row_of(int64_t r) const {
-    const int64_t index = a.x.routed ? r : static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
-    return static_cast<const T*>(a.x.data) + index * a.x.stride;
+  int64_t token_of(int64_t r) const { return static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k); }
+  const T* row_of(int64_t r, int64_t t) const {
+    return static_cast<const T*>(a.x.data) + (a.x.routed ? r : t) * a.x.stride;
   }
 
   void open_strip(Strip& strip, int64_t begin, int rows, const Sums& sums) const {
     strip.rows = rows;
     for (int i = 0; i < rows; ++i) {
-      const int64_t r = q.order[begin + i], t = static_cast<uint32_t>(r) / static_cast<uint32_t>(q.k);
+      const int64_t r = q.order[begin + i], t = token_of(r);
       strip.route[i] = r;
-      strip.x[i] = row_of(r);
+      strip.x[i] = row_of(r, t);
       strip.other[i] = static_cast<const T*>(a.other.data) + (a.other.routed ? r : t) * a.other.stride;
       strip.dot[i] = V{};
       if (sums.data)

@@ -1,9 +1,34 @@
-// Lanes of several vectors against each other.
+// Vectors of equal and of numbered lanes, integers of their size, and lanes of several vectors against each
+// other.
 #pragma once
 #include "cvmm/cvmm_cpu_vector.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
+
+template <class A>
+struct IntegerOf {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+template <class A>
+using Integers = Vector<typename IntegerOf<A>::type>;
+
+template <class A>
+inline Vector<A> splat(A x) {
+  return x - Vector<A>{};  // keeps the sign of a zero
+}
+
+// 0, 1, 2 ...
+template <class A>
+inline Integers<A> lane_numbers() {
+  Integers<A> lanes{};
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = i;
+  return lanes;
+}
 
 // Exchanges the upper half of each block of 2 H lanes of `a` with the lower half of that of b.
 template <class A, int H>

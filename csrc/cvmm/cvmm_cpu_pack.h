@@ -2,8 +2,10 @@
 // transposition happen here, once for each element of a block. The contraction is padded with zeros to whole
 // units on both sides.
 #pragma once
+#include "common/always_inline.h"
 #include "common/cpu_tasks.h"
 #include "cvmm/cvmm_cpu_kernel.h"
+#include "cvmm/cvmm_cpu_lanes.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -66,33 +68,38 @@ inline auto units_along(const Source* p, int64_t n) {
   }
 }
 
-template <int kBytes>
-struct IntegerOf {
-  using type = int32_t;
-};
-template <>
-struct IntegerOf<8> {
-  using type = int64_t;
-};
+// Whether what lies along a column of W are units already.
+template <class T, class TW>
+inline constexpr bool kColumnsAreUnits =
+    __is_same(T, TW) && sizeof(TW) * Step<T>::kDepth == sizeof(typename Step<T>::Unit);
 
-// Swaps rows and columns of a square of vectors: log2(n) rounds, each exchanging blocks of half the size.
-template <int kDistance, class U>
-inline void transpose(Vector<U> (&v)[kLanes<U>]) {
-  constexpr int n = kLanes<U>;
-  Vector<typename IntegerOf<sizeof(U)>::type> low = {}, high = {};
-  for (int lane = 0; lane < n; ++lane) {
-    low[lane] = lane & kDistance ? lane - kDistance + n : lane;
-    high[lane] = lane & kDistance ? lane + n : lane + kDistance;
+#if defined(__AVX2__)
+constexpr int kSquare = 8;
+
+// to[i * to_stride + j] = from[j * stride + i] for i, j < kSquare, `stride` in bytes: numbers of 4 bytes.
+// Eight rows, because as many lines that are a power of two apart have room in the first cache. The exchange
+// of halves happens while loading, so that half of the shuffles are left.
+SYSGEN_INLINE inline void transpose_square(const void* from, int64_t stride, void* to, int64_t to_stride) {
+  const char* const corner = static_cast<const char*>(from);
+  const auto rows = [=](int i, int half) SYSGEN_INLINE {
+    const auto part = [=](int row) SYSGEN_INLINE {
+      return _mm_loadu_ps(reinterpret_cast<const float*>(corner + row * stride) + 4 * half);
+    };
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(part(i)), part(i + 4), 1);
+  };
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256 a = rows(0, half), b = rows(1, half), c = rows(2, half), d = rows(3, half);
+    const __m256 ab = _mm256_unpacklo_ps(a, b), cd = _mm256_unpacklo_ps(c, d);
+    const __m256 ab_high = _mm256_unpackhi_ps(a, b), cd_high = _mm256_unpackhi_ps(c, d);
+    float* const row = static_cast<float*>(to) + 4 * half * to_stride;
+    _mm256_storeu_ps(row, _mm256_shuffle_ps(ab, cd, 0x44));
+    _mm256_storeu_ps(row + to_stride, _mm256_shuffle_ps(ab, cd, 0xee));
+    _mm256_storeu_ps(row + 2 * to_stride, _mm256_shuffle_ps(ab_high, cd_high, 0x44));
+    _mm256_storeu_ps(row + 3 * to_stride, _mm256_shuffle_ps(ab_high, cd_high, 0xee));
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    if (i & kDistance) continue;
-    const Vector<U> a = v[i], b = v[i + kDistance];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + kDistance] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (kDistance > 1) transpose<kDistance / 2, U>(v);
 }
+#endif
 
 // A block of W, `depth` elements of the contraction by `width` columns, written as panels
 // [panel][units][kPanel], zeros beyond the width. Row-major and column-major W are read in the order of
@@ -117,10 +124,24 @@ void pack_weights(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth
         store_units(place(c, k), units_across<T>(row + c, second ? second + c : nullptr, width - c));
     }
   } else if (stride_d == 1) {
-    const int64_t pace = ceil_div(lines, max_of(1, padded / L * ceil_div(units, L)));
+    int64_t whole_columns = 0, whole_units = 0;  // in squares without an edge of W
+#if defined(__AVX2__)
+    if constexpr (kColumnsAreUnits<T, TW> && sizeof(Unit) == 4) {
+      whole_columns = width / L * L;
+      whole_units = depth / S::kDepth / L * L;
+      const int64_t pace = ceil_div(lines, max_of(1, whole_columns / kSquare * (whole_units / kSquare)));
+      for (int64_t c = 0; c < whole_columns; c += kSquare)
+        for (int64_t k = 0; k < whole_units; k += kSquare) {
+          ahead.fetch(pace);
+          transpose_square(w + c * stride_h + k * S::kDepth, stride_h * sizeof(TW), place(c, k), kPanel<S>);
+        }
+    }
+#endif
+    const int64_t pace =
+        whole_columns && whole_units ? 0 : ceil_div(lines, max_of(1, padded / L * ceil_div(units, L)));
     for (int64_t c = 0; c < padded; c += L) {
       const TW* const corner = w + c * stride_h;
-      for (int64_t k = 0; k < units; k += L) {
+      for (int64_t k = c < whole_columns ? whole_units : 0; k < units; k += L) {
         ahead.fetch(pace);
         Vector<Unit> square[L] = {};
         const int64_t from = k * S::kDepth, rows = min_of(units - k, L);
@@ -131,7 +152,7 @@ void pack_weights(const TW* w, int64_t stride_d, int64_t stride_h, int64_t depth
           for (int64_t j = 0; j < min_of(width - c, L); ++j)
             square[j] = units_along<T>(corner + j * stride_h + from, depth - from);
         }
-        transpose<L / 2, Unit>(square);
+        transpose<Unit>(square);
         for (int64_t i = 0; i < rows; ++i) store_units(place(c, k + i), square[i]);
       }
     }

@@ -257,13 +257,17 @@ inline VectorF round_to(VectorF v) {
   return v;
 }
 
-template <class A>
+// In registers: adding halves in memory waits for its own stores.
+template <class A, int HALF = kLanes<A> / 2>
 inline A sum_of_lanes(Vector<A> v) {
-  A part[kLanes<A>];
-  store(part, v);
-  for (int n = kLanes<A> / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) part[i] += part[i + n];
-  return part[0];
+  decltype(v == v) upper = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<A>; ++i) upper[i] = (i + HALF) % kLanes<A>;
+  v += __builtin_shuffle(v, upper);
+  if constexpr (HALF > 1)
+    return sum_of_lanes<A, HALF / 2>(v);
+  else
+    return v[0];
 }
 
 }  // namespace

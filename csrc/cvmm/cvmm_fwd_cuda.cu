@@ -1,4 +1,5 @@
 // Launches cvmm_fwd: chooses the product for the types and the tile for the shapes.
+#include "common/arguments.h"
 #include "cvmm/cvmm_chunks_kernels.cuh"
 #include "cvmm/cvmm_combine_launch.h"
 #include "cvmm/cvmm_fwd_kernels.cuh"
@@ -23,13 +24,6 @@ template <bool X3>
 using Tf32 = Tf32Product<X3, 128, X3 ? 64 : 128, X3 ? 4 : 2, X3 ? 2 : 4, false, 4, 2>;
 using SimtFloat = SimtProduct<float, 2, 2, 4, 16, 3, 3>;
 using SimtDouble = SimtProduct<double, 4, 2, 4, 16, 2, 3>;
-
-// Small tiles where large ones would be mostly padding, or too few for the machine. Depends on shapes only.
-bool prefers_small_tiles(const CvmmFwdArgs& a) {
-  const int64_t routes = a.route.num_routes(), experts = std::max<int64_t>(a.route.num_experts, 1);
-  const int64_t large_tiles = (routes / 128 + std::min(routes, experts)) * ceil_div(a.h, 128);
-  return a.h <= 64 || routes / experts < 96 || large_tiles < 264;
-}
 
 // Slim tiles where an expert has so few routes that one tile holds them, if there are enough for the machine.
 bool prefers_slim_tiles(const CvmmFwdArgs& a) {
@@ -83,7 +77,7 @@ void with_product(const CvmmFwdArgs& a, F f) {
 constexpr int64_t kChunkBytes = int64_t{20} << 20;
 int64_t tokens_of_chunk(const CvmmFwdArgs& a) {
   const int64_t routes = a.route.num_routes(), experts = a.route.num_experts;
-  const int64_t row_bytes = a.h * (a.dtype == DType::f64 ? 8 : 4);
+  const int64_t row_bytes = a.h * size_of(accumulator_of(a.dtype));
   const int64_t tokens = kChunkBytes / std::max<int64_t>(a.route.k * row_bytes, 1);
   const bool pays = a.out && a.reduce && routes * row_bytes > 2 * kChunkBytes &&
                     experts * a.d * a.h * size_of(a.w_dtype) <= kChunkBytes / 2 &&
@@ -115,8 +109,13 @@ Scratch scratch_of(const CvmmFwdArgs& a) {
 
 template <class P, class Args>
 bool takes_hopper_path(const CvmmFwdArgs& a, const Args& k, void* stream) {
-  if constexpr (sizeof(typename P::T) == 2 && std::is_same_v<typename P::T, typename P::W>)
-    return cvmm_fwd_hopper(a, k, P::BN, stream);
+  if constexpr (sizeof(typename P::T) == 2) {
+    if constexpr (P::BM == 64 && P::BN == 128) {
+      return cvmm_fwd_hopper_slim(a, k, stream);
+    } else if constexpr (std::is_same_v<typename P::T, typename P::W>) {
+      return cvmm_fwd_hopper(a, k, P::BN, stream);
+    }
+  }
   return false;
 }
 
@@ -143,13 +142,16 @@ CvmmFwdKernelArgs<typename P::T, typename P::W> kernel_args(const CvmmFwdArgs& a
                              a.route.num_experts > 1 ? a.w_stride_e * w_size : 0});
   k.gate = static_cast<const Acc<T>*>(a.gate);
   k.bias = static_cast<const Acc<T>*>(a.bias);
-  k.relu = a.activation == Activation::relu;
+  k.activation = a.activation;
+  k.slope = a.slope;
   if (scratch.sorted_bytes) {
     k.sorted = static_cast<Acc<T>*>(a.scratch);
     k.vec_out = copy_width(k.sorted, {a.h * static_cast<int64_t>(sizeof(Acc<T>))}) == 16;
   } else if (!a.reduce) {
     k.out = static_cast<T*>(a.out);
-    k.vec_out = copy_width(k.out, {a.h * static_cast<int64_t>(sizeof(T))}) == 16;
+    k.second = static_cast<T*>(a.second);
+    const int64_t row_bytes = a.h * static_cast<int64_t>(sizeof(T));
+    k.vec_out = copy_width(k.out, {row_bytes}) == 16 && copy_width(k.second, {}) == 16;
   }
   k.other = row_operand<T>(a.other, a.route.k, a.h);
   if (scratch.dot_bytes) {
@@ -222,6 +224,8 @@ int64_t cvmm_fwd_cuda_scratch_bytes(const CvmmFwdArgs& args) {
 }
 
 void cvmm_fwd_cuda(const CvmmFwdArgs& args, int device_index, void* stream) {
+  check(!args.reduce || !(args.activation > Activation::relu || args.slope || args.second),
+        "cvmm: rows that are summed up have no activation but relu, and no slope");
   const DeviceGuard guard(device_index);
   with_product(args, [&](auto product) { launch_product<typename decltype(product)::type>(args, stream); });
 }

@@ -2,6 +2,7 @@
 // through `order` on the way in, and a persistent block goes through many of them. Without `reduce` its rows
 // are scattered to their routes; with it they stay in sorted order, as accumulators, for cvmm_combine_kernel.
 #pragma once
+#include "cvmm/cvmm_epilogue.cuh"
 #include "cvmm/cvmm_products.cuh"
 #include "cvmm/cvmm_stream.cuh"
 
@@ -20,8 +21,10 @@ struct CvmmFwdKernelArgs {
   int w_vec;
   const Acc<T>* gate;
   const Acc<T>* bias;
-  bool relu;
+  Activation activation;
+  bool slope;      // rows are multiplied with the activation's derivative where `other` was kept
   T* out;          // [R, h] by route, or null
+  T* second;       // [R, h] by route, or null: the activation's input, or with `slope` its output
   Acc<T>* sorted;  // [R, h] by place in `order`, or null
   bool vec_out;    // their rows may be written 16 bytes at a time
   RowOperand<T> other;
@@ -52,7 +55,7 @@ template <class P>
 struct alignas(128) CvmmFwdShared {
   static constexpr int SLOTS = kStreamSlots<P::STAGES>;
   typename P::Shared stages;
-  Acc<typename P::T> sums[P::WARPS_N][P::BM];  // of store_dots
+  Acc<typename P::T> sums[P::WARPS_N][P::BM];  // of dot
   CvmmFwdTile tile[SLOTS];
   int route[SLOTS][P::BM];   // of the tiles' rows
   int source[SLOTS][P::BM];  // the rows of x that they read
@@ -116,7 +119,10 @@ __device__ __forceinline__ void clear_dropped(const CvmmFwdKernelArgs<T, W>& a) 
   for (i64 i = a.offsets[a.num_experts] + blockIdx.x * i64(warps) + warp_id(); i < a.num_routes;
        i += gridDim.x * i64(warps)) {
     const i64 r = a.order[i];
-    for (i64 col = lane_id(); a.out && col < a.h; col += 32) a.out[r * a.h + col] = from_acc<T>(0);
+    for (i64 col = lane_id(); col < a.h; col += 32) {
+      if (a.out) a.out[r * a.h + col] = from_acc<T>(0);
+      if (a.second) a.second[r * a.h + col] = from_acc<T>(0);
+    }
     if (a.dot && lane_id() == 0) a.dot[r] = 0;
   }
 }
@@ -154,33 +160,19 @@ __device__ __forceinline__ void load_step(const CvmmFwdKernelArgs<typename P::T,
   }
 }
 
-// dot[r] = sum_j u[r, j] * other[src(r), j] over the columns of this tile: within a thread, within its quad,
-// over the warps; always in this order.
+// Everything behind the product. Sums of dot go over a thread, its quad and the warps, always in this order.
 template <class P>
-__device__ __forceinline__ void store_dots(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
-                                           const P& product, CvmmFwdShared<P>& shared, int slot) {
+__device__ __forceinline__ void finish_tile(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
+                                            P& product, CvmmFwdShared<P>& shared, int slot) {
   using T = typename P::T;
   const CvmmFwdTile& tile = shared.tile[slot];
   const auto& route = shared.route[slot];
   const i64 n0 = i64(tile.n_tile) * P::BN;
-#pragma unroll
-  for (int i = 0; i < P::ROWS; ++i) {
-    const int m = product.row(i);
-    Acc<T> sum = 0;
-    if (m < tile.rows) {
-      const T* other = a.other.data + route[m] / a.other.divisor * a.other.stride + n0;
-#pragma unroll
-      for (int j = 0; j < P::RUNS; ++j)
-#pragma unroll
-        for (int l = 0; l < P::LEN; ++l) {
-          const int col = product.col(j) + l;
-          if (n0 + col < a.h) sum += product.at(i, j, l) * to_acc(other[col]);
-        }
-    }
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane_id() % 4 == 0) store_shared(shared.sums[product.warp_n / (P::BN / P::WARPS_N)][m], sum);
-  }
+  add_bias<P, Acc<T>>(a, product, tile.expert, n0);
+  finish_rows<T>(
+      a, product, tile.row0, n0, [&](int m) { return m < tile.rows ? route[m] : -1; },
+      [&](int m, Acc<T> sum) { store_shared(shared.sums[product.warp_n / (P::BN / P::WARPS_N)][m], sum); });
+  if (!a.dot && !a.dot_tiles) return;
   __syncthreads();
   for (int m = threadIdx.x; m < tile.rows; m += P::THREADS) {
     Acc<T> sum = load_shared(shared.sums[0][m]);
@@ -193,49 +185,6 @@ __device__ __forceinline__ void store_dots(const CvmmFwdKernelArgs<typename P::T
     }
   }
   // The sums are free for the next tile once this one is over: a tile has a step, and a step a barrier.
-}
-
-// Everything behind the product.
-template <class P>
-__device__ __forceinline__ void finish_tile(const CvmmFwdKernelArgs<typename P::T, typename P::W>& a,
-                                            P& product, CvmmFwdShared<P>& shared, int slot) {
-  using T = typename P::T;
-  const CvmmFwdTile& tile = shared.tile[slot];
-  const i64 n0 = i64(tile.n_tile) * P::BN;
-  if (a.bias) {
-    const Acc<T>* bias = a.bias + tile.expert * a.h + n0;
-#pragma unroll
-    for (int j = 0; j < P::RUNS; ++j)
-#pragma unroll
-      for (int l = 0; l < P::LEN; ++l) {
-        const int col = product.col(j) + l;
-        const Acc<T> b = n0 + col < a.h ? bias[col] : 0;
-#pragma unroll
-        for (int i = 0; i < P::ROWS; ++i) product.at(i, j, l) += b;
-      }
-  }
-  if (a.dot || a.dot_tiles) store_dots(a, product, shared, slot);
-  if (!a.out && !a.sorted) return;
-#pragma unroll
-  for (int i = 0; i < P::ROWS; ++i) {
-    const int m = product.row(i);
-    const int r = m < tile.rows ? shared.route[slot][m] : -1;
-    const Acc<T> gate = a.gate && r >= 0 ? a.gate[r] : 1;
-#pragma unroll
-    for (int j = 0; j < P::RUNS; ++j)
-#pragma unroll
-      for (int l = 0; l < P::LEN; ++l) {
-        Acc<T>& u = product.at(i, j, l);
-        if (a.relu && u < 0) u = 0;
-        u *= gate;
-      }
-    if (a.out) {
-      store_row<T>(product, i, r >= 0 ? a.out + r * a.h : nullptr, n0, a.h, a.vec_out);
-    } else {
-      const i64 to = a.begins ? r - a.first_route : tile.row0 + m;
-      store_row<Acc<T>>(product, i, r >= 0 ? a.sorted + to * a.h : nullptr, n0, a.h, a.vec_out);
-    }
-  }
 }
 
 template <class P>

@@ -26,7 +26,9 @@ void launch_gradient(const CvmmBwdWArgs& a, const CvmmBwdWKernelArgs<typename P:
 
 template <class T>
 bool launch_hopper_gradient(const CvmmBwdWArgs& a, const CvmmBwdWKernelArgs<T>& k, void* stream) {
-  if (!hopper_path_wanted(a.route, "cvmm_bwd_w") || k.x.vec != 16 || k.dy.vec != 16) return false;
+  if (a.route.num_routes() < kHopperRowsOfExpert * a.route.num_experts || k.x.vec != 16 || k.dy.vec != 16 ||
+      !hopper_path_wanted("cvmm_bwd_w"))
+    return false;
   k.gate ? launch_gradient<CvmmHopperGradientTile<T, true> >(a, k, stream)
          : launch_gradient<CvmmHopperGradientTile<T, false> >(a, k, stream);
   return true;

@@ -9,16 +9,17 @@
 
 namespace sysgen {
 
-template <class T>
+template <class T, class W = T>
 struct CvmmHopperArgs {
-  TensorMap w;  // [E, d, h] or, if rows of w run along d, [E, h, d]; boxes as CvmmHopperTile has them
-  CvmmFwdKernelArgs<T, T> fwd;  // n_tiles for tiles of BN columns; x may be read 16 bytes at a time
+  TensorMap w;  // [E, d, h] or, if rows of w run along d, [E, h, d]; boxes as the tile has them
+  CvmmFwdKernelArgs<T, W> fwd;  // n_tiles for tiles of BN columns; x may be read 16 bytes at a time
 };
 
 // KN: rows of w in memory run along h. A box is then 64 k of 64 columns, else BN columns of 64 k.
 template <class T_, int BN_, bool KN_>
 struct CvmmHopperTile {
   using T = T_;
+  using W = T_;
   static constexpr bool KN = KN_;
   static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 64 ? 8 : 6;
   static constexpr int PRODUCERS = RING_PRODUCERS, CONSUMERS = RING_CONSUMERS, THREADS = RING_THREADS;
@@ -56,12 +57,14 @@ __device__ __forceinline__ CvmmHopperWork cvmm_hopper_work(const Args& a, i64 in
 }
 
 template <class P>
-__device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typename P::T>& args,
+__device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typename P::T, typename P::W>& args,
                                                     typename P::Stages& stages,
                                                     typename P::Barriers& barriers) {
   using T = typename P::T;
   constexpr int CHUNKS = P::BK / 8, EACH = P::BM * CHUNKS / P::PRODUCERS, STEP = P::PRODUCERS / CHUNKS;
-  const CvmmFwdKernelArgs<T, T>& a = args.fwd;
+  constexpr int BOX_COLUMNS = 128 / sizeof(typename P::W),
+                UNITS = sizeof(typename P::W) / 2;  // TMA counts halves
+  const CvmmFwdKernelArgs<T, typename P::W>& a = args.fwd;
   auto& full = barriers[0];
   auto& empty = barriers[1];
   const int chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
@@ -85,9 +88,9 @@ __device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typenam
         mbarrier_arrive_expect(full[at.stage], P::B_BYTES);
 #pragma unroll
         for (int box = 0; box < P::BOXES; ++box) {
-          const int n = int(work.n0) + box * 64, k = int(k0);
-          tma_load_3d(stages.b[at.stage][box], args.w, P::KN ? n : k, P::KN ? k : n, int(work.expert),
-                      full[at.stage]);
+          const int n = int(work.n0), k = int(k0), along = box * BOX_COLUMNS;
+          tma_load_3d(stages.b[at.stage][box], args.w, ((P::KN ? n : k) + along) * UNITS, P::KN ? k : n,
+                      int(work.expert), full[at.stage]);
         }
       }
       const bool inside = k0 + chunk * 8 < a.d;
@@ -104,71 +107,19 @@ __device__ __forceinline__ void cvmm_hopper_produce(const CvmmHopperArgs<typenam
     mbarrier_wait(empty[at.stage], at.parity);  // all has arrived
 }
 
-template <class P>
-__device__ __forceinline__ void cvmm_hopper_finish(const CvmmFwdKernelArgs<typename P::T, typename P::T>& a,
-                                                   const CvmmHopperWork& work, WgmmaProduct<P::BN>& product) {
-  using T = typename P::T;
-  using Product = WgmmaProduct<P::BN>;
-  int route[Product::ROWS];
-#pragma unroll
-  for (int i = 0; i < Product::ROWS; ++i)
-    route[i] = product.row(i) < work.rows ? a.order[work.row0 + product.row(i)] : -1;
-  if (a.bias) {
-    const float* bias = a.bias + work.expert * a.h + work.n0;
-#pragma unroll
-    for (int j = 0; j < Product::RUNS; ++j)
-#pragma unroll
-      for (int l = 0; l < Product::LEN; ++l) {
-        const int col = product.col(j) + l;
-        const float b = work.n0 + col < a.h ? bias[col] : 0;
-#pragma unroll
-        for (int i = 0; i < Product::ROWS; ++i) product.at(i, j, l) += b;
-      }
-  }
-  if (a.dot || a.dot_tiles) {
-#pragma unroll
-    for (int i = 0; i < Product::ROWS; ++i) {
-      float sum = 0;
-      if (route[i] >= 0) {
-        const T* other = a.other.data + route[i] / a.other.divisor * a.other.stride + work.n0;
-#pragma unroll
-        for (int j = 0; j < Product::RUNS; ++j)
-#pragma unroll
-          for (int l = 0; l < Product::LEN; ++l) {
-            const int col = product.col(j) + l;
-            if (work.n0 + col < a.h) sum += product.at(i, j, l) * to_float(other[col]);
-          }
-      }
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      if (lane_id() % 4 == 0 && route[i] >= 0) {
-        if (a.dot) {
-          a.dot[route[i]] = sum;
-        } else {
-          a.dot_tiles[work.n_tile * a.num_routes + work.row0 + product.row(i)] = sum;
-        }
-      }
-    }
-  }
-  if (!a.out && !a.sorted) return;
-#pragma unroll
-  for (int i = 0; i < Product::ROWS; ++i) {
-    const float gate = a.gate && route[i] >= 0 ? a.gate[route[i]] : 1;
-#pragma unroll
-    for (int j = 0; j < Product::RUNS; ++j)
-#pragma unroll
-      for (int l = 0; l < Product::LEN; ++l) {
-        float& u = product.at(i, j, l);
-        if (a.relu && u < 0) u = 0;
-        u *= gate;
-      }
-    if (a.out) {
-      store_row<T>(product, i, route[i] >= 0 ? a.out + route[i] * a.h : nullptr, work.n0, a.h, a.vec_out);
+template <class T, class W, class Product>
+__device__ __forceinline__ void cvmm_hopper_finish(const CvmmFwdKernelArgs<T, W>& a,
+                                                   const CvmmHopperWork& work, Product& product) {
+  const auto route_of = [&](int m) { return m < work.rows ? a.order[work.row0 + m] : -1; };
+  add_bias<Product, float>(a, product, work.expert, work.n0);
+  finish_rows<T>(a, product, work.row0, work.n0, route_of, [&](int m, float sum) {
+    if (m >= work.rows) return;
+    if (a.dot) {
+      a.dot[route_of(m)] = sum;
     } else {
-      const i64 to = a.begins ? route[i] - a.first_route : work.row0 + product.row(i);
-      store_row<float>(product, i, route[i] >= 0 ? a.sorted + to * a.h : nullptr, work.n0, a.h, a.vec_out);
+      a.dot_tiles[work.n_tile * a.num_routes + work.row0 + m] = sum;
     }
-  }
+  });
 }
 
 template <class P>
@@ -211,7 +162,7 @@ __device__ __forceinline__ void cvmm_hopper_consume(const CvmmHopperArgs<typenam
     }
     wgmma_wait<0>(product.acc);
     release(before);
-    if (group_row < work.rows) cvmm_hopper_finish<P>(a, work, product);
+    if (group_row < work.rows) cvmm_hopper_finish(a, work, product);
   }
 }
 

@@ -49,6 +49,13 @@ RowOperand<T> row_operand(const Rows& rows, int64_t k, int64_t width) {
           copy_width(rows.data, {rows.stride * size, width * size})};
 }
 
+// Small tiles where large ones would be mostly padding, or too few for the machine. Depends on shapes only.
+inline bool prefers_small_tiles(const CvmmFwdArgs& a) {
+  const int64_t routes = a.route.num_routes(), experts = std::max<int64_t>(a.route.num_experts, 1);
+  const int64_t large_tiles = (routes / 128 + std::min(routes, experts)) * ceil_div(a.h, 128);
+  return a.h <= 64 || routes / experts < 96 || large_tiles < 264;
+}
+
 template <class P>
 struct ProductType {
   using type = P;

@@ -216,4 +216,72 @@ __device__ __forceinline__ void store_row(const P& product, int i, Out* row, i64
   }
 }
 
+// Elements as registers hold them: two halves in one, or else one of its own.
+template <class T, int PER_ = sizeof(T) == 2 ? 2 : 1>
+struct Word {
+  using type = T;
+  static constexpr int PER = PER_;
+  static __device__ __forceinline__ type pack(const Acc<T> (&v)[1]) { return from_acc<T>(v[0]); }
+  static __device__ __forceinline__ void unpack(type w, Acc<T> (&v)[1]) { v[0] = to_acc(w); }
+};
+template <class T>
+struct Word<T, 2> {
+  using type = u32;
+  static constexpr int PER = 2;
+  static __device__ __forceinline__ type pack(const float (&v)[2]) { return pack2<T>(v[0], v[1]); }
+  static __device__ __forceinline__ void unpack(type w, float (&v)[2]) { unpack2<T>(w, v[0], v[1]); }
+};
+
+// A row of T in memory as store_row would have written it from a product with runs as those of P.
+template <class T, class P>
+struct RowWords {
+  using W = Word<T>;
+  static constexpr int COUNT = P::RUNS * P::LEN / W::PER;
+  typename W::type word[COUNT];
+
+  // The columns of a product's row whose first one is `first`; zeros where `row` is null, and from `columns`
+  // on. They may be used behind arrive, which all lanes call. vec: rows may be read 16 bytes at a time.
+  __device__ __forceinline__ void start(const T* row, i64 first, i64 columns, bool vec) {
+    constexpr bool HALF = W::PER == 2;
+    constexpr int LEN = P::LEN * sizeof(T) > 16 ? 16 / sizeof(T) : P::LEN;  // in one access
+    if (vec && HALF) {
+      static_assert(!HALF || COUNT == 4, "4 runs make 16 bytes a lane");
+      const i64 col = first + 6 * int(lane_id() & 3);
+      load<4>(word, row && col < columns ? row + col : nullptr);
+    } else if (vec) {
+#pragma unroll
+      for (int n = 0; n < COUNT; n += LEN) {
+        const i64 col = first + n / P::LEN * P::RUN_STRIDE + n % P::LEN;
+        load<LEN>(word + n, row && col < columns ? row + col : nullptr);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < COUNT; ++n) {
+        Acc<T> v[W::PER];
+#pragma unroll
+        for (int l = 0; l < W::PER; ++l) {
+          const int e = n * W::PER + l;
+          const i64 col = first + e / P::LEN * P::RUN_STRIDE + e % P::LEN;
+          v[l] = row && col < columns ? to_acc(row[col]) : Acc<T>(0);
+        }
+        word[n] = W::pack(v);
+      }
+    }
+  }
+  __device__ __forceinline__ void arrive(bool vec) {
+    if constexpr (W::PER == 2)
+      if (vec) transpose_quad(word);
+  }
+
+ private:
+  template <int N>
+  static __device__ __forceinline__ void load(typename W::type* to, const T* from) {
+    using Words = Vec<typename W::type, N>;
+    Words words{};
+    if (from) words = *reinterpret_cast<const Words*>(from);
+#pragma unroll
+    for (int n = 0; n < N; ++n) to[n] = words.v[n];
+  }
+};
+
 }  // namespace sysgen

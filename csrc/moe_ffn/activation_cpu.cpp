@@ -56,44 +56,44 @@ inline void each(const T* from, T* to, HiddenRows rows, const F& f) {
 }
 
 template <class T>
-void forward(HiddenActivation activation, const void* z, void* h, HiddenRows rows) {
+void forward(Activation activation, const void* z, void* h, HiddenRows rows) {
   using A = Accumulator<T>;
   using V = Vector<A>;
   const T* const from = static_cast<const T*>(z);
   T* const to = static_cast<T*>(h);
   switch (activation) {
-    case HiddenActivation::identity:
+    case Activation::identity:
       return each(from, to, rows, [](V x, V) SYSGEN_INLINE { return x; });
-    case HiddenActivation::relu:
+    case Activation::relu:
       return each(from, to, rows, [](V x, V) SYSGEN_INLINE { return x < 0 ? V{} : x; });
-    case HiddenActivation::tanh:
+    case Activation::tanh:
       return each(from, to, rows, [](V x, V) SYSGEN_INLINE { return vtanh<A>(x); });
-    case HiddenActivation::gelu:
+    case Activation::gelu:
       return each(from, to, rows, [](V x, V) SYSGEN_INLINE { return x * normal(x).below; });
-    case HiddenActivation::silu:
+    case Activation::silu:
       return each(from, to, rows, [](V x, V) SYSGEN_INLINE { return x * vsigmoid<A>(x); });
   }
 }
 
 template <class T>
-void backward(HiddenActivation activation, const void* kept, void* dh, HiddenRows rows) {
+void backward(Activation activation, const void* kept, void* dh, HiddenRows rows) {
   using A = Accumulator<T>;
   using V = Vector<A>;
   const T* const from = static_cast<const T*>(kept);
   T* const to = static_cast<T*>(dh);
   switch (activation) {
-    case HiddenActivation::identity:
+    case Activation::identity:
       return;
-    case HiddenActivation::relu:
+    case Activation::relu:
       return each(from, to, rows, [](V h, V g) SYSGEN_INLINE { return h <= 0 ? V{} : g; });
-    case HiddenActivation::tanh:
+    case Activation::tanh:
       return each(from, to, rows, [](V h, V g) SYSGEN_INLINE { return g * (A(1) - h * h); });
-    case HiddenActivation::gelu:
+    case Activation::gelu:
       return each(from, to, rows, [](V z, V g) SYSGEN_INLINE {
         const Normal<A> p = normal(z);
         return g * (p.below + z * p.density);
       });
-    case HiddenActivation::silu:
+    case Activation::silu:
       return each(from, to, rows, [](V z, V g) SYSGEN_INLINE {
         const V s = vsigmoid<A>(z);
         return g * s * (A(1) + z * (A(1) - s));
@@ -109,10 +109,10 @@ void dispatch(DType dtype, void (*f64)(T...), void (*f32)(T...), void (*b16)(T..
 
 }  // namespace
 
-void activation_fwd(HiddenActivation activation, DType dtype, const void* z, void* h, HiddenRows rows) {
+void activation_fwd(Activation activation, DType dtype, const void* z, void* h, HiddenRows rows) {
   dispatch(dtype, &forward<double>, &forward<float>, &forward<bf16>, &forward<f16>, activation, z, h, rows);
 }
-void activation_bwd(HiddenActivation activation, DType dtype, const void* kept, void* dh, HiddenRows rows) {
+void activation_bwd(Activation activation, DType dtype, const void* kept, void* dh, HiddenRows rows) {
   dispatch(dtype, &backward<double>, &backward<float>, &backward<bf16>, &backward<f16>, activation, kept, dh,
            rows);
 }

@@ -3,18 +3,17 @@
 
 namespace sysgen {
 
-#define SYSGEN_DECLARE(isa)                                                     \
-  namespace isa {                                                               \
-  void activation_fwd(HiddenActivation, DType, const void*, void*, HiddenRows); \
-  void activation_bwd(HiddenActivation, DType, const void*, void*, HiddenRows); \
+#define SYSGEN_DECLARE(isa)                                               \
+  namespace isa {                                                         \
+  void activation_fwd(Activation, DType, const void*, void*, HiddenRows); \
+  void activation_bwd(Activation, DType, const void*, void*, HiddenRows); \
   }
 SYSGEN_EACH_ISA(SYSGEN_DECLARE)
 
-void activation_fwd_cpu(HiddenActivation activation, DType dtype, const void* z, void* h, HiddenRows rows) {
+void activation_fwd_cpu(Activation activation, DType dtype, const void* z, void* h, HiddenRows rows) {
   SYSGEN_ISA_CALL(activation_fwd, activation, dtype, z, h, rows);
 }
-void activation_bwd_cpu(HiddenActivation activation, DType dtype, const void* kept, void* dh,
-                        HiddenRows rows) {
+void activation_bwd_cpu(Activation activation, DType dtype, const void* kept, void* dh, HiddenRows rows) {
   SYSGEN_ISA_CALL(activation_bwd, activation, dtype, kept, dh, rows);
 }
 

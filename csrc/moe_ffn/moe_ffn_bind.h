@@ -1,5 +1,4 @@
-// Python entry points of moe_ffn: argument checks, then the CPU or CUDA host function. The
-// backward is the CPU's; on CUDA it is made of products (sysgen/ops/_moe_ffn_ops.py).
+// Python entry points of moe_ffn: argument checks, then the CPU or CUDA host function.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -10,10 +9,10 @@
 
 namespace sysgen {
 
-inline HiddenActivation check_hidden_activation(const char* op, int activation) {
-  check(activation >= 0 && activation < kNumHiddenActivations, op, ": activation must be 0 to ",
-        kNumHiddenActivations - 1, ", got ", activation);
-  return static_cast<HiddenActivation>(activation);
+inline Activation check_activation(const char* op, int activation) {
+  check(activation >= 0 && activation < kNumActivations, op, ": activation must be 0 to ",
+        kNumActivations - 1, ", got ", activation);
+  return static_cast<Activation>(activation);
 }
 
 inline TensorView transposed_weight(TensorView w) {
@@ -30,6 +29,7 @@ struct MoeFfnTensors {
   using M = const MaybeTensor&;
   T x, w_up, w_down, order, inverse, offsets;
   M gate, b_up;
+  int precision;
 
   // [T, k, G], whose memory the kernel chooses.
   TensorView hidden() const {
@@ -41,13 +41,13 @@ struct MoeFfnTensors {
     t.stride[0] = k * width, t.stride[1] = width, t.stride[2] = 1;
     return t;
   }
-  CvmmFwdArgs up(M out, HiddenActivation activation) const {
+  CvmmFwdArgs up(M out, Activation activation) const {
     return cvmm_fwd_args(x, w_up, order, inverse, offsets, {}, b_up, out, {}, {}, false,
-                         activation == HiddenActivation::relu, 0);
+                         activation == Activation::relu, precision);
   }
   CvmmFwdArgs product(T rows, const TensorView& w, M by, M out, M dot, bool reduce) const {
     const MaybeTensor other = dot ? MaybeTensor(hidden()) : MaybeTensor();
-    return cvmm_fwd_args(rows, w, order, inverse, offsets, by, {}, out, other, dot, reduce, 0, 0);
+    return cvmm_fwd_args(rows, w, order, inverse, offsets, by, {}, out, other, dot, reduce, 0, precision);
   }
 };
 
@@ -55,10 +55,10 @@ inline MoeFfnFwdArgs moe_ffn_fwd_args(const TensorView& x, const TensorView& w_u
                                       const TensorView& order, const TensorView& inverse,
                                       const TensorView& offsets, const MaybeTensor& gate,
                                       const MaybeTensor& b_up, const MaybeTensor& y, const MaybeTensor& kept,
-                                      int activation) {
-  const MoeFfnTensors t{x, w_up, w_down, order, inverse, offsets, gate, b_up};
+                                      int activation, int precision) {
+  const MoeFfnTensors t{x, w_up, w_down, order, inverse, offsets, gate, b_up, precision};
   MoeFfnFwdArgs a{};
-  a.activation = check_hidden_activation("moe_ffn", activation);
+  a.activation = check_activation("moe_ffn", activation);
   a.up = t.up(kept, a.activation);
   a.down = t.product(t.hidden(), w_down, gate, y, {}, true);
   return a;
@@ -69,11 +69,12 @@ inline MoeFfnBwdArgs moe_ffn_bwd_args(const TensorView& dy, const TensorView& x,
                                       const TensorView& inverse, const TensorView& offsets,
                                       const MaybeTensor& gate, const MaybeTensor& b_up,
                                       const MaybeTensor& kept, const MaybeTensor& h, const MaybeTensor& dz,
-                                      const MaybeTensor& dx, const MaybeTensor& dgate, int activation) {
+                                      const MaybeTensor& dx, const MaybeTensor& dgate, int activation,
+                                      int precision) {
   const char* op = "moe_ffn_bwd";
-  const MoeFfnTensors t{x, w_up, w_down, order, inverse, offsets, gate, b_up};
+  const MoeFfnTensors t{x, w_up, w_down, order, inverse, offsets, gate, b_up, precision};
   MoeFfnBwdArgs a{};
-  a.activation = check_hidden_activation(op, activation);
+  a.activation = check_activation(op, activation);
   a.up = t.up(kept, a.activation);
   a.down = t.product(dy, transposed_weight(w_down), gate, dz, dgate, false);
   a.dx = t.product(t.hidden(), transposed_weight(w_up), {}, dx, {}, true);
@@ -85,65 +86,69 @@ inline MoeFfnBwdArgs moe_ffn_bwd_args(const TensorView& dy, const TensorView& x,
   return a;
 }
 
-#if !defined(SYSGEN_EMULATOR)
-inline void* check_cpu_scratch(const char* op, const MaybeTensor& scratch, int64_t bytes) {
-  check(bytes <= (scratch ? scratch->numel() * size_of(scratch->dtype) : 0), op, ": scratch too small");
-  return scratch ? scratch->data : nullptr;
+// Scratch of a call, by the function for the device.
+template <class Args>
+int64_t scratch_bytes_where(const char* op, const Args& args, const TensorView& first, int num_threads,
+                            std::type_identity_t<int64_t (*)(const Args&, int)> cpu,
+                            std::type_identity_t<int64_t (*)(const Args&)> cuda) {
+  if (runs_on_cpu(first) && cpu) return cpu(args, num_threads);
+  if (runs_on_cuda(first) && cuda) return cuda(args);
+  no_device(op, first);
 }
-#endif
+
+// The same for the call: on the CPU it takes scratch as well.
+template <class Args>
+void run_with_scratch(const char* op, Args& args, const TensorView& first, const MaybeTensor& scratch,
+                      int num_threads, uintptr_t stream,
+                      std::type_identity_t<int64_t (*)(const Args&, int)> cpu_bytes,
+                      std::type_identity_t<void (*)(const Args&, int)> cpu,
+                      std::type_identity_t<int64_t (*)(const Args&)> cuda_bytes,
+                      std::type_identity_t<void (*)(const Args&, int, void*)> cuda) {
+  if (runs_on_cpu(first) && cpu) {
+    check(cpu_bytes(args, num_threads) <= (scratch ? scratch->numel() * size_of(scratch->dtype) : 0), op,
+          ": scratch too small");
+    args.scratch = scratch ? scratch->data : nullptr;
+  }
+  run_where(op, args, first, scratch, num_threads, stream, cpu, cuda_bytes, cuda);
+}
 
 inline void register_moe_ffn(pybind11::module_& m) {
   using T = const TensorView&;
   using M = const MaybeTensor&;
   m.def("moe_ffn_fwd", [](T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up, M y, M kept,
-                          M scratch, int activation, int num_threads, uintptr_t stream) {
-    const char* op = "moe_ffn";
-    MoeFfnFwdArgs a =
-        moe_ffn_fwd_args(x, w_up, w_down, order, inverse, offsets, gate, b_up, y, kept, activation);
-#if !defined(SYSGEN_EMULATOR)
-    if (runs_on_cpu(x))
-      a.scratch = check_cpu_scratch(op, scratch, moe_ffn_fwd_cpu_scratch_bytes(a, num_threads));
-#endif
-    run_where(op, a, x, scratch, num_threads, stream, SYSGEN_IF_CPU(&moe_ffn_fwd_cpu),
-              SYSGEN_IF_CUDA(&moe_ffn_fwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&moe_ffn_fwd_cuda));
+                          M scratch, int activation, int precision, int num_threads, uintptr_t stream) {
+    MoeFfnFwdArgs a = moe_ffn_fwd_args(x, w_up, w_down, order, inverse, offsets, gate, b_up, y, kept,
+                                       activation, precision);
+    run_with_scratch("moe_ffn", a, x, scratch, num_threads, stream,
+                     SYSGEN_IF_CPU(&moe_ffn_fwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&moe_ffn_fwd_cpu),
+                     SYSGEN_IF_CUDA(&moe_ffn_fwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&moe_ffn_fwd_cuda));
   });
-  m.def("moe_ffn_fwd_scratch_bytes",
-        [](T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up, M y, M kept, int activation,
-           [[maybe_unused]] int num_threads) -> int64_t {
-          const MoeFfnFwdArgs a =
-              moe_ffn_fwd_args(x, w_up, w_down, order, inverse, offsets, gate, b_up, y, kept, activation);
-#if !defined(SYSGEN_EMULATOR)
-          if (runs_on_cpu(x)) return moe_ffn_fwd_cpu_scratch_bytes(a, num_threads);
-#endif
-#if defined(SYSGEN_WITH_CUDA)
-          if (runs_on_cuda(x)) return moe_ffn_fwd_cuda_scratch_bytes(a);
-#endif
-          no_device("moe_ffn", x);
-        });
-#if defined(SYSGEN_WITH_CUDA)
-  m.def("moe_ffn_fwd_cuda_serves", [](T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up,
-                                      M y, M kept, int activation) {
-    return moe_ffn_fwd_cuda_serves(
-        moe_ffn_fwd_args(x, w_up, w_down, order, inverse, offsets, gate, b_up, y, kept, activation));
+  m.def("moe_ffn_fwd_scratch_bytes", [](T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up,
+                                        M y, M kept, int activation, int precision, int num_threads) {
+    return scratch_bytes_where("moe_ffn",
+                               moe_ffn_fwd_args(x, w_up, w_down, order, inverse, offsets, gate, b_up, y, kept,
+                                                activation, precision),
+                               x, num_threads, SYSGEN_IF_CPU(&moe_ffn_fwd_cpu_scratch_bytes),
+                               SYSGEN_IF_CUDA(&moe_ffn_fwd_cuda_scratch_bytes));
   });
-#endif
-#if !defined(SYSGEN_EMULATOR)
   m.def("moe_ffn_bwd", [](T dy, T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up, M kept,
-                          M h, M dz, M dx, M dgate, M scratch, int activation, int num_threads) {
-    const char* op = "moe_ffn_bwd";
+                          M h, M dz, M dx, M dgate, M scratch, int activation, int precision, int num_threads,
+                          uintptr_t stream) {
     MoeFfnBwdArgs a = moe_ffn_bwd_args(dy, x, w_up, w_down, order, inverse, offsets, gate, b_up, kept, h, dz,
-                                       dx, dgate, activation);
-    if (!runs_on_cpu(x)) no_device(op, x);
-    a.scratch = check_cpu_scratch(op, scratch, moe_ffn_bwd_cpu_scratch_bytes(a));
-    pybind11::gil_scoped_release release;
-    moe_ffn_bwd_cpu(a, num_threads);
+                                       dx, dgate, activation, precision);
+    run_with_scratch("moe_ffn_bwd", a, x, scratch, num_threads, stream,
+                     SYSGEN_IF_CPU(&moe_ffn_bwd_cpu_scratch_bytes), SYSGEN_IF_CPU(&moe_ffn_bwd_cpu),
+                     SYSGEN_IF_CUDA(&moe_ffn_bwd_cuda_scratch_bytes), SYSGEN_IF_CUDA(&moe_ffn_bwd_cuda));
   });
-  m.def("moe_ffn_bwd_scratch_bytes", [](T dy, T x, T w_up, T w_down, T order, T inverse, T offsets, M gate,
-                                        M b_up, M kept, M h, M dz, M dx, M dgate, int activation, int) {
-    return moe_ffn_bwd_cpu_scratch_bytes(moe_ffn_bwd_args(dy, x, w_up, w_down, order, inverse, offsets, gate,
-                                                          b_up, kept, h, dz, dx, dgate, activation));
-  });
-#endif
+  m.def("moe_ffn_bwd_scratch_bytes",
+        [](T dy, T x, T w_up, T w_down, T order, T inverse, T offsets, M gate, M b_up, M kept, M h, M dz,
+           M dx, M dgate, int activation, int precision, int num_threads) {
+          return scratch_bytes_where("moe_ffn_bwd",
+                                     moe_ffn_bwd_args(dy, x, w_up, w_down, order, inverse, offsets, gate,
+                                                      b_up, kept, h, dz, dx, dgate, activation, precision),
+                                     x, num_threads, SYSGEN_IF_CPU(&moe_ffn_bwd_cpu_scratch_bytes),
+                                     SYSGEN_IF_CUDA(&moe_ffn_bwd_cuda_scratch_bytes));
+        });
 }
 
 }  // namespace sysgen

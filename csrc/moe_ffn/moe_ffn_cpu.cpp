@@ -105,8 +105,8 @@ CvmmFwdArgs from_token(CvmmFwdArgs a, const Routing& block, int64_t first) {
 Rows hidden_rows(const void* data, int64_t width) { return {data, width, true}; }
 
 // In the product itself, or nothing to do.
-bool activated_by_product(HiddenActivation activation) {
-  return activation == HiddenActivation::relu || activation == HiddenActivation::identity;
+bool activated_by_product(Activation activation) {
+  return activation == Activation::relu || activation == Activation::identity;
 }
 
 void activate(const MoeFfnFwdArgs& a, const void* z, void* h, int64_t rows, int threads) {
@@ -219,7 +219,7 @@ int64_t moe_ffn_fwd_cpu_scratch_bytes(const MoeFfnFwdArgs& a, int num_threads) {
   return division.workers * workspace(division, a.up, hidden_in_scratch(a)).bytes();
 }
 
-int64_t moe_ffn_bwd_cpu_scratch_bytes(const MoeFfnBwdArgs& a) {
+int64_t moe_ffn_bwd_cpu_scratch_bytes(const MoeFfnBwdArgs& a, int) {
   return inputs_in_scratch(a) ? a.up.route.num_routes() * a.up.h * size_of(a.up.dtype) : 0;
 }
 

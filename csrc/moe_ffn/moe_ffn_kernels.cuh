@@ -3,7 +3,6 @@
 // leaves its result, activated and rounded, in shared memory in the layout of the second's A; the second goes
 // over the columns of the output. Its rows stay in sorted order, as accumulators, for cvmm_combine_kernel.
 #pragma once
-#include "common/kernel_math.cuh"
 #include "cvmm/cvmm_fwd_kernels.cuh"
 
 namespace sysgen {
@@ -27,9 +26,9 @@ struct MoeFfnFwdKernelArgs {
   i64 num_routes, num_experts, d, hidden, d_out;
   RowOperand<T> x;
   MoeFfnWeight<W> up, down;
-  const float* gate;          // [R]
-  const float* bias;          // [E, hidden] or null
-  int activation;             // HiddenActivation
+  const float* gate;  // [R]
+  const float* bias;  // [E, hidden] or null
+  Activation activation;
   bool keep_input;            // kept are the rows before the activation, else behind it
   T* kept;                    // [R, hidden] by route, or null
   float* sorted;              // [R, d_out] by place in `order`, or null: only `kept` is wanted
@@ -43,21 +42,6 @@ struct alignas(128) MoeFfnShared {
   i64 place[P::BM];  // where their rows of x begin, then those of `sorted` (-1: none)
   float gate[P::BM];
 };
-
-__device__ __forceinline__ float hidden_activation(int activation, float z) {
-  switch (activation) {
-    case 1:
-      return z < 0 ? 0 : z;
-    case 2:
-      return tanh_of(z);
-    case 3:
-      return 0.5f * z * erfc_of(-0.70710678118654752440f * z);
-    case 4:
-      return z / (1 + exp_of(-z));
-    default:
-      return z;
-  }
-}
 
 // The tile of hidden rows in shared memory, as the product left it: kept, activated, and zero behind the
 // hidden width.
@@ -75,7 +59,7 @@ __device__ __forceinline__ void activate_tile(const MoeFfnFwdKernelArgs<typename
     Vec<T, V> h;
 #pragma unroll
     for (int l = 0; l < V; ++l)
-      h.v[l] = from_float<T>(col + l < a.hidden ? hidden_activation(a.activation, to_float(z.v[l])) : 0);
+      h.v[l] = from_float<T>(col + l < a.hidden ? activated(a.activation, to_float(z.v[l]), false).value : 0);
     store_shared(place, h);
     if (!a.kept || m >= rows) continue;
     T* const to = a.kept + route[m] * a.hidden + col;

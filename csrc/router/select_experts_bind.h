@@ -45,11 +45,9 @@ struct SelectionChecker {
   }
 };
 
-using MaybeView = std::optional<TensorView>;
-
-inline SelectExpertsFwdArgs select_experts_fwd_args(const TensorView& logits, const MaybeView& seed,
+inline SelectExpertsFwdArgs select_experts_fwd_args(const TensorView& logits, const MaybeTensor& seed,
                                                     const TensorView& experts, const TensorView& gate,
-                                                    const MaybeView& lse, const MaybeView& log_sum,
+                                                    const MaybeTensor& lse, const MaybeTensor& log_sum,
                                                     int selection, double expert_dropout) {
   const SelectionChecker c("select_experts_fwd", logits, experts, selection);
   check(expert_dropout >= 0 && expert_dropout <= 1, c.op, ": expert_dropout must be in [0, 1], got ",
@@ -68,9 +66,9 @@ inline SelectExpertsFwdArgs select_experts_fwd_args(const TensorView& logits, co
 }
 
 inline SelectExpertsBwdArgs select_experts_bwd_args(const TensorView& logits, const TensorView& experts,
-                                                    const TensorView& gate, const MaybeView& lse,
-                                                    const MaybeView& log_sum, const MaybeView& dgate,
-                                                    const MaybeView& dlog_sum, const TensorView& dlogits,
+                                                    const TensorView& gate, const MaybeTensor& lse,
+                                                    const MaybeTensor& log_sum, const MaybeTensor& dgate,
+                                                    const MaybeTensor& dlog_sum, const TensorView& dlogits,
                                                     int selection) {
   const SelectionChecker c("select_experts_bwd", logits, experts, selection);
   SelectExpertsBwdArgs a{c.s, c.selection};
@@ -89,7 +87,7 @@ inline SelectExpertsBwdArgs select_experts_bwd_args(const TensorView& logits, co
 
 inline void register_router(pybind11::module_& m) {
   using T = const TensorView&;
-  using M = const MaybeView&;
+  using M = const MaybeTensor&;
   m.def("select_experts_fwd", [](T logits, M seed, T experts, T gate, M lse, M log_sum, M scratch,
                                  int selection, double expert_dropout, int num_threads, uintptr_t stream) {
     SelectExpertsFwdArgs a =

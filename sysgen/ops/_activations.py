@@ -10,15 +10,13 @@ _aten = torch.ops.aten
 class Activation(NamedTuple):
     """``backward(grad, saved)``, where saved is the output if ``from_output``, else the input. Twice differentiable.
 
-    ``code`` as in csrc/moe_ffn/activation.h, ``fused`` the one of an activation in the epilogue of the up projection
-    (csrc/cvmm/cvmm.h), or 0.
+    ``code`` as in csrc/cvmm/activation.cuh.
     """
 
     forward: Callable
     backward: Callable
     from_output: bool
     code: int
-    fused: int = 0
 
 
 def _silu_backward(g, z):
@@ -29,7 +27,7 @@ def _silu_backward(g, z):
 
 
 ACTIVATIONS = {
-    "relu": Activation(torch.relu, lambda g, h: _aten.threshold_backward(g, h, 0), True, 1, fused=1),
+    "relu": Activation(torch.relu, lambda g, h: _aten.threshold_backward(g, h, 0), True, 1),
     "gelu": Activation(torch.nn.functional.gelu, lambda g, z: _aten.gelu_backward(g, z), False, 3),
     "silu": Activation(torch.nn.functional.silu, _silu_backward, False, 4),
     "tanh": Activation(torch.tanh, lambda g, h: _aten.tanh_backward(g, h), True, 2),

@@ -27,7 +27,8 @@ def rows(t):
     return t if inner and even else t.contiguous()
 
 
-def _weight(w):
+def weight(w):
+    """The weight as the core takes it: on CUDA, contiguous along one of the matrix dimensions."""
     if (w.is_cuda or core.emulated) and w.stride(2) != 1 and w.stride(1) != 1:
         return w.contiguous()
     return w
@@ -40,7 +41,7 @@ def _run_fwd(x, w, route, gate, bias, out, other, dot, reduce, activation, preci
         bias = bias.contiguous()
     if other is not None:
         other = rows(other)
-    tensors = (rows(x), _weight(w), *route, gate, bias, out, other, dot)
+    tensors = (rows(x), weight(w), *route, gate, bias, out, other, dot)
     scratch, stream = None, 0
     if x.is_cuda or core.emulated:
         scratch = empty(x, core.cvmm_fwd_scratch_bytes(*tensors, reduce, activation, precision), torch.uint8)

@@ -12,16 +12,19 @@ from .._library import define_op
 from ._core_call import new_fake, run
 
 SELECTIONS = ("sigmoid", "softmax", "softmax_after_topk")
-SOFTMAX = SELECTIONS.index("softmax")
+
+
+def needs_lse(selection, want_log_sum):
+    """Whether the gates or the sums are made from the log-sum-exp of each token."""
+    return want_log_sum or selection == SELECTIONS.index("softmax")
 
 
 def _fwd_outputs(new, logits, k, selection, want_log_sum):
     tokens, num_experts = logits.shape
-    want_lse = want_log_sum or selection == SOFTMAX
     return (
         new(logits, (tokens, k), torch.int64),
         new(logits, (tokens, k)),
-        new(logits, (tokens if want_lse else 0, 2)),
+        new(logits, (tokens if needs_lse(selection, want_log_sum) else 0, 2)),
         new(logits, (num_experts if want_log_sum else 0,)),
     )
 
@@ -29,7 +32,7 @@ def _fwd_outputs(new, logits, k, selection, want_log_sum):
 def _fwd(logits, seed, k, selection, expert_dropout, want_log_sum):
     logits = logits.contiguous()
     experts, gate, lse, log_sum = outputs = _fwd_outputs(empty, logits, k, selection, want_log_sum)
-    given = (lse if want_log_sum or selection == SOFTMAX else None, log_sum if want_log_sum else None)
+    given = (lse if needs_lse(selection, want_log_sum) else None, log_sum if want_log_sum else None)
     run("select_experts_fwd", (logits, seed, experts, gate, *given), logits, (selection, expert_dropout))
     return outputs
 

@@ -7,7 +7,7 @@ from ..reference.router import gate_and_log_sum
 from ._cvmm_autograd import needs_gradient
 from ._cvmm_checks import check_name, check_tensor, name
 from ._geometric_attention_checks import check_flag
-from ._router_ops import SELECTIONS, SOFTMAX, select_experts_bwd, select_experts_fwd
+from ._router_ops import SELECTIONS, needs_lse, select_experts_bwd, select_experts_fwd
 from ._second_order import second_order
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -93,7 +93,7 @@ class _SelectExperts(torch.autograd.Function):
             logits,
             experts,
             gate,
-            lse if want_log_sum or selection == SOFTMAX else None,
+            lse if needs_lse(selection, want_log_sum) else None,
             log_sum if want_log_sum else None,
         )
         ctx.selection = selection

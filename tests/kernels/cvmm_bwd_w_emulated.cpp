@@ -222,7 +222,7 @@ int main(int argc, char** argv) {
     }
     for (int i = 0; i < count; ++i) run(random_case(random, i), random);
     run_far_apart();
-    run_without_bank_conflicts(random);
+    if (!test::kSanitized) run_without_bank_conflicts(random);
     for (int i = 0; i < count / 4; ++i) run_hopper_path(random, i);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());

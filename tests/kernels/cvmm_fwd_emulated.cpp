@@ -1,37 +1,24 @@
 // The forward CVMM kernels, every product and tile of them, against a sum in float64.
 #include "cvmm/cvmm_fwd_cuda.cu"
-#include "kernel_test.h"
+#include "cvmm_problem.h"
 
 namespace sysgen {
 
 // The kernels of sm_90a have a program of their own.
 bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, bf16>&, int, void*) { return false; }
 bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, int, void*) { return false; }
+bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, bf16>&, void*) { return false; }
+bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, void*) { return false; }
+bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, float>&, void*) { return false; }
+bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, float>&, void*) { return false; }
 
 namespace {
 
 using namespace test;
 
-struct Case {
-  int tokens, k, experts, d, h;
-  DType dtype, w_dtype;
-  Precision precision = Precision::ieee;
-  Pattern pattern = Pattern::dropping;
-  bool kn = true, routed = false, gate = false, bias = false, relu = false, reduce = false, dot = false,
-       out = true;
-  bool other_routed = true;
-  int gap = 0, offset = 0;
+struct Case : CvmmCase {
   bool other_ways = false;  // to launch it: with the same bits
 };
-
-std::string describe(const Case& c, const char* product) {
-  return cat("cvmm_fwd ", product, " T", c.tokens, " k", c.k, " E", c.experts, " d", c.d, " h", c.h, " ",
-             name_of(c.dtype), "/", name_of(c.w_dtype), " precision ", int(c.precision), " pattern ",
-             int(c.pattern), c.kn ? " kn" : " nk", c.routed ? " routed" : "", c.gate ? " gate" : "",
-             c.bias ? " bias" : "", c.relu ? " relu" : "", c.reduce ? " reduce" : "", c.dot ? " dot" : "",
-             c.out ? "" : " no-out", c.other_routed ? "" : " other-shared", " gap ", c.gap, " offset ",
-             c.offset);
-}
 
 // How the kernels are launched; the results are always the same.
 struct Way {
@@ -50,91 +37,23 @@ void launch_in(const Way& way, CvmmFwdArgs a) {
 // launch(args, way) runs the kernels.
 template <class Launch>
 void run(const Case& c, const char* product, Random& random, Launch launch) {
-  const Routes routes = make_routes(random, c.tokens, c.k, c.experts, c.pattern);
-  const DType acc = accumulator_of(c.dtype);
-  const int64_t n_routes = routes.count();
-  const RowBuffer x(random, c.dtype, routes, c.d, c.routed, c.gap, c.offset);
-  const RowBuffer other(random, c.dtype, routes, c.h, c.other_routed, c.gap, c.offset);
-  const int64_t w_rows = c.kn ? c.d : c.h, w_cols = c.kn ? c.h : c.d, w_pitch = w_cols + c.gap;
-  const int64_t w_expert = w_rows * w_pitch + c.gap;
-  Buffer w(c.w_dtype, c.experts * w_expert, c.offset);
-  for (int64_t e = 0; e < c.experts; ++e)
-    for (int64_t i = 0; i < w_rows; ++i)
-      for (int64_t j = 0; j < w_cols; ++j) w.set(e * w_expert + i * w_pitch + j, value(random));
-  Buffer gate(acc, n_routes), bias(acc, int64_t(c.experts) * c.h), dot(acc, n_routes);
-  for (int64_t i = 0; i < gate.count(); ++i) gate.set(i, value(random));
-  for (int64_t i = 0; i < bias.count(); ++i) bias.set(i, value(random));
-  const int64_t out_rows = c.reduce ? c.tokens : n_routes;
-  const Buffer out(c.dtype, out_rows * c.h, c.offset);
-
-  CvmmFwdArgs a{};
-  a.route = routes.view();
-  a.dtype = c.dtype;
-  a.w_dtype = c.w_dtype;
-  a.d = c.d;
-  a.h = c.h;
-  a.x = x.view();
-  a.w = w.data();
-  a.w_stride_e = w_expert;
-  a.w_stride_d = c.kn ? w_pitch : 1;
-  a.w_stride_h = c.kn ? 1 : w_pitch;
-  a.gate = c.gate ? gate.data() : nullptr;
-  a.bias = c.bias ? bias.data() : nullptr;
-  a.activation = c.relu ? Activation::relu : Activation::none;
-  a.out = c.out ? out.data() : nullptr;
-  a.reduce = c.reduce;
-  if (c.dot) a.other = other.view(), a.dot = dot.data();
-  a.precision = c.precision;
+  const CvmmProblem p(c, random);
+  const CvmmResults results(p);
+  const CvmmFwdArgs a = results.args(p);
   try {
     launch(a, Way());
   } catch (const std::exception& e) {
     std::printf("in %s:\n", describe(c, product).c_str());
     throw;
   }
-
-  // Bounds: u is a sum of d products, each off by 2 roundings of its factors (tf32: 2^-11 each; three tf32
-  // products: what is left out is below 3 * 2^-22) plus the accumulation; everything after it is a few
-  // roundings.
-  const double eps = unit_roundoff(acc), out_eps = unit_roundoff(c.dtype);
-  const double factors = c.precision == Precision::tf32 && c.dtype == DType::f32     ? 0x1.01p-10
-                         : c.precision == Precision::tf32x3 && c.dtype == DType::f32 ? 3 * 0x1p-22
-                                                                                     : 0;
   Comparison compare(describe(c, product));
-  std::vector<double> sums(out_rows * c.h), bounds(out_rows * c.h);
-  for (int64_t r = 0; r < n_routes; ++r) {
-    const int e = routes.expert[r];
-    double dot_sum = 0, dot_bound = 0, dot_size = 0;
-    for (int64_t j = 0; j < c.h && e >= 0; ++j) {
-      double u = c.bias ? bias.get(int64_t(e) * c.h + j) : 0, size = std::abs(u);
-      for (int64_t i = 0; i < c.d; ++i) {
-        const double p = x.at(routes, r, i) *
-                         rounded(w.get(e * w_expert + (c.kn ? i * w_pitch + j : j * w_pitch + i)), c.dtype);
-        u += p;
-        size += std::abs(p);
-      }
-      const double error = size * (factors + (c.d + 3) * eps);
-      if (c.dot) {
-        const double o = other.at(routes, r, j);
-        dot_sum += u * o;
-        dot_bound += error * std::abs(o);
-        dot_size += std::abs(u * o);
-      }
-      const double g = c.gate ? gate.get(r) : 1;
-      const int64_t at = (c.reduce ? r / c.k : r) * c.h + j;
-      sums[at] += g * (c.relu && u < 0 ? 0 : u);
-      bounds[at] += std::abs(g) * (error + (c.k + 2) * eps * (std::abs(u) + error));
-    }
-    if (c.dot) compare.element("dot", r, 0, dot.get(r), dot_sum, dot_bound + (c.h + 3) * eps * dot_size);
-  }
-  for (int64_t i = 0; i < out_rows * c.h && c.out; ++i)
-    compare.element("out", i / c.h, i % c.h, out.get(i), sums[i],
-                    bounds[i] + out_eps * (std::abs(sums[i]) + bounds[i]) + (is_half(c.dtype) ? 0x1p-25 : 0));
+  CvmmExpected(p).compare(compare, p, results);
   if (!c.other_ways) return;
   const auto again = [&](Way way) { return [&launch, a, way] { launch(a, way); }; };
-  expect_same_bits(describe(c, product), {&out, &dot}, {again({1}), again({5})});
+  const std::initializer_list<const Buffer*> all = {&results.out, &results.second, &results.dot};
+  expect_same_bits(describe(c, product), all, {again({1}), again({5})});
   if (c.reduce)
-    expect_same_bits(describe(c, product), {&out, &dot},
-                     {again({kNoLimit, 1 + c.tokens / 3}), again({3, 7})});
+    expect_same_bits(describe(c, product), all, {again({kNoLimit, 1 + c.tokens / 3}), again({3, 7})});
 }
 
 void run_dispatched(const Case& c, Random& random) {
@@ -166,18 +85,11 @@ Case random_case(Random& random, int i) {
   c.dtype = kTypes[i % 6].x;
   c.w_dtype = kTypes[i % 6].w;
   c.precision = c.dtype == DType::f32 ? static_cast<Precision>(i / 6 % 3) : Precision::ieee;
-  c.pattern = static_cast<Pattern>(random() % 5);
-  c.kn = random() % 2;
-  c.routed = random() % 2;
-  c.gate = random() % 2;
-  c.bias = random() % 2;
-  c.relu = random() % 2;
-  c.reduce = random() % 2;
-  c.dot = random() % 2;
-  c.out = !c.dot || random() % 3;
-  c.other_routed = random() % 2;
+  choose_options(c, random);
   c.gap = pick(random, {0, 0, 1, 2, 4, 8});
   c.offset = pick(random, {0, 0, 0, 1, 2});
+  c.other_gap = pick(random, {0, 0, 1, 2, 4, 8});
+  c.other_offset = pick(random, {0, 0, 0, 1, 2});
   c.other_ways = i / 6 % 4 == 1;
   return c;
 }
@@ -198,7 +110,7 @@ void run_tile(const Case& c, const char* name, Random& random) {
 // Groups of at most 16 rows cost slim tiles one row of mma, not the four that their tile has.
 void run_without_padding(Random& random) {
   constexpr int kExperts = 4;
-  Case c{kExperts * 13, 1, kExperts, 64, 128, DType::bf16, DType::bf16, Precision::ieee, Pattern::in_turn};
+  Case c{{kExperts * 13, 1, kExperts, 64, 128, DType::bf16, DType::bf16, Precision::ieee, Pattern::in_turn}};
   emulator::counters = {};
   run_tile<HalfSlim>(c, "slim", random);
   const uint64_t expected = kExperts * (c.d / 16) * (c.h / 8);
@@ -226,13 +138,38 @@ void check_scratch() {
   expect("cvmm_fwd of few rows", rows / 8, rows / 8 + 256);
 }
 
+// What no epilogue can do is an error, not a wrong result.
+void run_refusals() {
+  const auto refused = [](Activation activation, bool slope, void* second) {
+    CvmmFwdArgs a{};
+    a.dtype = a.w_dtype = DType::bf16;
+    a.w_stride_h = 1;
+    a.reduce = true;
+    a.activation = activation;
+    a.slope = slope;
+    a.second = second;
+    try {
+      cvmm_fwd_cuda(a, 0, nullptr);
+    } catch (const std::exception&) {
+      return true;
+    }
+    return false;
+  };
+  int somewhere;
+  Comparison compare("cvmm_fwd with reduce is refused");
+  compare.element("relu", 0, 0, refused(Activation::relu, false, nullptr), 0, 0);
+  compare.element("tanh", 0, 0, refused(Activation::tanh, false, nullptr), 1, 0);
+  compare.element("slope", 0, 0, refused(Activation::relu, true, nullptr), 1, 0);
+  compare.element("second", 0, 0, refused(Activation::identity, false, &somewhere), 1, 0);
+}
+
 // Every product and both layouts of the weights, with rows that are copied 16 bytes at a time: narrower
 // copies are for operands that are not aligned, and may conflict.
 void run_without_bank_conflicts(Random& random) {
   for (const auto& type : kTypes)
     for (int precision = 0; precision < (type.x == DType::f32 ? 3 : 1); ++precision)
       for (bool kn : {false, true}) {
-        Case c{37, 2, 3, 72, 136, type.x, type.w, static_cast<Precision>(precision)};
+        Case c{{37, 2, 3, 72, 136, type.x, type.w, static_cast<Precision>(precision)}};
         c.kn = kn;
         c.dot = c.gate = true;
         emulator::counters = {};
@@ -298,7 +235,7 @@ int main(int argc, char** argv) {
            {std::tuple(0, 2, 3, 8, 8), std::tuple(5, 0, 3, 8, 8), std::tuple(5, 2, 0, 8, 8),
             std::tuple(5, 2, 3, 0, 8), std::tuple(5, 2, 3, 8, 0), std::tuple(0, 0, 0, 0, 0)})
         for (bool reduce : {false, true}) {
-          Case c{tokens, k, experts, d, h, type.x, type.w};
+          Case c{{tokens, k, experts, d, h, type.x, type.w}};
           c.reduce = reduce;
           c.bias = c.dot = true;
           run_dispatched(c, random);
@@ -309,9 +246,10 @@ int main(int argc, char** argv) {
       i / 6 % 2 ? run_tile<HalfSlim>(c, "slim", random) : run_tile<HalfLarge>(c, "large", random);
     }
     run_far_apart();
-    run_without_bank_conflicts(random);
+    if (!test::kSanitized) run_without_bank_conflicts(random);
     run_without_padding(random);
     check_scratch();
+    run_refusals();
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;

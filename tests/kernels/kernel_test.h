@@ -16,11 +16,19 @@
 #include <string>
 #include <vector>
 
-#include "common/check.h"
+#include "common/arguments.h"
 #include "cvmm/cvmm.h"
 #include "device/device.cuh"
 
 namespace sysgen::test {
+
+// The emulator counts alike in all kinds of programs: a plain one is enough for cases that only look at
+// counters.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
 
 // A typed array on the heap. The allocation begins `offset` elements earlier: 1 leaves the array aligned to
 // one element, 0 to 16 bytes.
@@ -79,8 +87,6 @@ inline double rounded(double v, DType t) {
 inline double unit_roundoff(DType t) {
   return t == DType::f64 ? 0x1p-53 : t == DType::f32 ? 0x1p-24 : t == DType::bf16 ? 0x1p-8 : 0x1p-11;
 }
-inline bool is_half(DType t) { return t == DType::bf16 || t == DType::f16; }
-inline DType accumulator_of(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
 
 using Random = std::mt19937;
 inline int pick(Random& random, std::initializer_list<int> values) {
