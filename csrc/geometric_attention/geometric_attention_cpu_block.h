@@ -140,14 +140,14 @@ struct ScoreColumns {
   void finish(int64_t from, int64_t to) const {
     const GeometricAttentionScores& a = head.s;
     const A scale = static_cast<A>(a.scale);
-    const VectorI<A> lane = lane_numbers<A>();
+    const Integers<A> lane = lane_numbers<A>();
     for (int s = 0; s < strips; ++s) {
       const int64_t p = position_of(s);
       for (int64_t j = from; j < to; ++j) {
         A* const score = at(j) + s * L;
         V bias = j < p ? bias_left[s] : bias_right[s];
         if (a.bias && j >= p && j < p + L) {
-          const VectorI<A> distance = static_cast<typename IntegerOf<A>::type>(j - p) - lane;
+          const Integers<A> distance = static_cast<typename IntegerOf<A>::type>(j - p) - lane;
           bias = distance < 0 ? bias_left[s] : distance > 0 ? bias_right[s] : V{};
         }
         store(score, load(score) * scale + bias);

@@ -5,37 +5,14 @@
 namespace sysgen::SYSGEN_ISA {
 namespace {
 
-template <class A>
-struct IntegerOf {
-  using type = int32_t;
-};
-template <>
-struct IntegerOf<double> {
-  using type = int64_t;
-};
-template <class A>
-using VectorI = Vector<typename IntegerOf<A>::type>;
-
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class A>
-inline Vector<A> splat(A x) {
-  return x - Vector<A>{};
-}
-
-template <class A>
-inline VectorI<A> lane_numbers() {
-  VectorI<A> n = {};
-  for (int i = 0; i < kLanes<A>; ++i) n[i] = i;
-  return n;
-}
-
-template <class A>
 inline Vector<A> absolute(Vector<A> x) {
   constexpr typename IntegerOf<A>::type kMost = sizeof(A) == 8 ? 0x7fffffffffffffff : 0x7fffffff;
-  return bits_as<Vector<A>>(bits_as<VectorI<A>>(x) & kMost);
+  return bits_as<Vector<A>>(bits_as<Integers<A>>(x) & kMost);
 }
 
 // 1 / d for d in [1, 2].
@@ -64,7 +41,7 @@ inline VectorF exp_of(VectorF x) {
   p = p * r + 0.49999993f;
   p = p * r + 1;
   p = p * r + 1;
-  const VectorF power = bits_as<VectorF>((bits_as<VectorI<float>>(z) << 23) + (127 << 23));
+  const VectorF power = bits_as<VectorF>((bits_as<Integers<float>>(z) << 23) + (127 << 23));
   return zero ? VectorF{} : p * power;
 }
 inline Vector<double> exp_of(Vector<double> x) {
@@ -87,7 +64,7 @@ inline Vector<double> exp_of(Vector<double> x) {
   p = p * r + .5;
   p = p * r + 1;
   p = p * r + 1;
-  const V power = bits_as<V>((bits_as<VectorI<double>>(z) << 52) + (1023ll << 52));
+  const V power = bits_as<V>((bits_as<Integers<double>>(z) << 52) + (1023ll << 52));
   return zero ? V{} : p * power;
 }
 
@@ -103,7 +80,7 @@ inline Vector<A> log_of(Vector<A> u) {
   constexpr A kHigh = kDouble ? A(6.93145751953125e-1) : A(0.693359375);
   constexpr A kLow = kDouble ? A(1.42860682030941723212e-6) : A(-2.12194440e-4);
   constexpr A kSmallest = kDouble ? A(0x1p-1022) : A(0x1p-126f);
-  const VectorI<A> bits = bits_as<VectorI<A>>(u), k = (bits - kTwoThirds) >> kMantissa;
+  const Integers<A> bits = bits_as<Integers<A>>(u), k = (bits - kTwoThirds) >> kMantissa;
   const V f = bits_as<V>(bits - (k << kMantissa)) - 1, n = __builtin_convertvector(k, V);
   const V t = f / (f + 2), z = t * t;
   V p = splat(A(1) / (2 * kTerms + 1));

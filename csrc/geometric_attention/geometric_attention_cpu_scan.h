@@ -20,7 +20,7 @@ void skew(const A* from, int64_t stride, int64_t first, int64_t count, int64_t l
           A* to) {
   constexpr int L = kLanes<A>, kChunk = 8, kLevels = L == 16 ? 4 : L == 8 ? 3 : L == 4 ? 2 : 1;
   using V = Vector<A>;
-  const VectorI<A> lane = lane_numbers<A>();
+  const Integers<A> lane = lane_numbers<A>();
   V late[kLevels][L / 2 + kChunk];  // at level b: the last 2^b vectors of the chunk before, then this chunk
   for (int b = 0; b < kLevels; ++b)
     for (int i = 0; i < (1 << b); ++i) late[b][i] = V{};
@@ -107,7 +107,7 @@ class Survival {
 template <class V, class A = __typeof__(V{}[0] + V{}[0])>
 inline V score_gradient(V odds, V g, V farther) {
   const V small = absolute<A>(odds), large = 1 - small;
-  const auto rare = bits_as<VectorI<A>>(odds) < 0;
+  const auto rare = bits_as<Integers<A>>(odds) < 0;
   return (rare ? large : small) * g - (rare ? small : large) * farther;
 }
 
