@@ -68,26 +68,98 @@ def test_every_kernel_is_known(by_name, kernels):
 
 
 @pytest.fixture(scope="module")
-def compiled(nvrtc, kernels):
-    """Figures of every kernel, (name, architecture) -> Compiled. A kernel that spills registers is an error."""
-    return update_ptxas.compile_all(update_ptxas.NoSpills(), kernels)
+def files(kernels):
+    """File -> its kernels."""
+    return update_ptxas.by_file(kernels)
 
 
-def test_every_kernel_compiles_to_machine_code(compiled, kernels):
+@pytest.fixture(scope="module")
+def compiled(nvrtc, files):
+    """Figures of the smallest kernel of every file, (name, architecture) -> Compiled. A spill is an error."""
+    lines = update_ptxas.lines_on(update_ptxas.PAGE.read_text())
+
+    def registers(kernel):
+        line = lines.get(update_ptxas.readable(kernel[0]))
+        return int(re.findall(r"\d+", line.split("|")[3])[0]) if line else 0
+
+    smallest = [[min(group, key=registers)] for group in files.values()]
+    assert len(smallest) > 10
+    return update_ptxas.compile_all(update_ptxas.NoSpills(), smallest)
+
+
+def test_a_kernel_of_every_file_compiles_to_machine_code(compiled, files):
     """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers."""
-    assert compiled.keys() == {(kernel[0], arch) for kernel in kernels for arch in ("sm_80", "sm_90")}
+    of_files = {(_nvrtc.header_of(name), arch) for name, arch in compiled}
+    assert of_files == {(file, arch) for file in files for arch in ("sm_80", "sm_90")}
     for figures in compiled.values():
         assert figures.spilled == 0 and figures.threads % 32 == 0 and 16 <= figures.registers <= 255
 
 
-def test_the_table_of_kernels_is_current(compiled, nvrtc):
+_REFRESH = f"run {update_ptxas.REFRESH} and commit {update_ptxas.PAGE.name}"
+
+
+def test_the_table_of_kernels_is_that_of_the_sources(kernels, files):
+    """All kernels are on it, and what determines their machine code is what it was when they were compiled for it."""
+    page = update_ptxas.PAGE.read_text()
+    assert update_ptxas.lines_on(page).keys() == {update_ptxas.readable(kernel[0]) for kernel in kernels}, _REFRESH
+    assert update_ptxas.fingerprints_on(page) == update_ptxas.fingerprints(files), _REFRESH
+    assert page == update_ptxas.page(
+        update_ptxas.version_of(page), update_ptxas.lines_on(page).values(), update_ptxas.fingerprints_on(page)
+    ), _REFRESH
+    for line in update_ptxas.lines_on(page).values():
+        threads, registers, _, _, spilled = (re.findall(r"\d+", column) for column in line.split("|")[2:7])
+        assert spilled == ["0"] and all(int(t) % 32 == 0 for t in threads), line
+        assert all(16 <= int(r) <= 255 for r in registers), line
+
+
+def test_the_table_tells_what_the_compiler_says(compiled, nvrtc):
     """To the number with the NVRTC that wrote it; another one may assign other registers to the same kernels."""
-    page, refresh = update_ptxas.PAGE.read_text(), f"run {update_ptxas.REFRESH} and commit {update_ptxas.PAGE.name}"
-    now = update_ptxas.page(nvrtc.version, compiled)
-    assert update_ptxas.names_on(page) == update_ptxas.names_on(now), refresh
+    page = update_ptxas.PAGE.read_text()
+    lines, names = update_ptxas.lines_on(page), {name for name, _ in compiled}
+    now = {name: update_ptxas.line(name, compiled) for name in names}
     if update_ptxas.version_of(page) == nvrtc.version:
-        changed = [pair for pair in zip(page.splitlines(), now.splitlines()) if pair[0] != pair[1]]
-        assert page == now, f"{refresh}: {changed[:5]}"
+        assert now == {name: lines[update_ptxas.readable(name)] for name in names}, _REFRESH
+
+
+def test_a_fingerprint_is_that_of_code_and_launch(files, monkeypatch):
+    before, sources = update_ptxas.fingerprints(files), _nvrtc._sources()
+    shared, file = "common/warp_scan.cuh", "routing/route_kernels.cuh"
+    assert f'#include "{shared}"' in sources[file]
+
+    def changed(path, text):
+        monkeypatch.setattr(_nvrtc, "_sources", lambda: {**sources, path: sources[path] + text})
+        after = update_ptxas.fingerprints(files)
+        return {name for name, mark in after.items() if mark != before[name]}
+
+    assert changed(shared, "\n// said better\n\n") == set()
+    assert changed(file, "\nstruct More {};") == {file}
+    assert changed(shared, "\nstruct More {};") > {file}
+    monkeypatch.setattr(_nvrtc, "_sources", lambda: sources)
+    (name, arguments, size, alignment), *others = files[file]
+    assert update_ptxas.fingerprint(file, [(name, arguments, size + 8, alignment), *others]) != before[file]
+    monkeypatch.setitem(update_ptxas.DYNAMIC, update_ptxas.name_of(name), "8")
+    assert update_ptxas.fingerprint(file, files[file]) != before[file]
+
+
+def test_only_what_changed_is_compiled_again(kernels, files, monkeypatch):
+    class Compiler:
+        version = "1.2"
+
+    figures = update_ptxas.Compiled(32, 16, 0, 0, 0, 0)
+    asked = []
+
+    def compile_all(compiler, groups):
+        asked.append(sorted(_nvrtc.header_of(group[0][0]) for group in groups))
+        return {(kernel[0], arch): figures for group in groups for kernel in group for arch in ("sm_80", "sm_90")}
+
+    monkeypatch.setattr(update_ptxas, "compile_all", compile_all)
+    old = update_ptxas.refreshed(Compiler, kernels, "")
+    assert update_ptxas.refreshed(Compiler, kernels, old) == old
+    stale = old.replace(update_ptxas.fingerprints_on(old)["routing/route_kernels.cuh"], "0" * 16)
+    assert update_ptxas.refreshed(Compiler, kernels, stale) == old
+    Compiler.version = "1.3"
+    update_ptxas.refreshed(Compiler, kernels, old)
+    assert asked == [sorted(files), [], ["routing/route_kernels.cuh"], sorted(files)]
 
 
 def test_the_table_knows_who_asks_for_dynamic_shared_memory():

@@ -1,8 +1,11 @@
 """Writes benchmarks/results/ptxas.md: registers, shared memory and spills of every CUDA kernel as NVRTC's ptxas reports
-them, and the occupancy that follows. Takes minutes; needs NVRTC, g++ for the list of kernels, sysgen and what its tests
-need, no GPU.
+them, and the occupancy that follows. Needs NVRTC, g++ for the list of kernels, sysgen and what its tests need, no GPU.
+
+Compiles the kernels of the files that differ from those that the page was written from (minutes if all do, or with
+``--all``); a kernel that spills registers ends it.
 """
 
+import hashlib
 import os
 import re
 import sys
@@ -27,8 +30,8 @@ DYNAMIC = {
     "geometric_attention_small_bwd_kernel": "sizeof(typename P::Matrix) * P::GROUPS * 2",
     "geometric_attention_tiled_fwd_kernel": "sizeof(GeometricTiledFwdShared<P>)",
     "geometric_attention_tiled_bwd_kernel": "sizeof(GeometricTiledBwdShared<P>)",
-    "dnc_fwd_kernel": "sizeof(DncLinkTiles<P>)",
-    "dnc_bwd_kernel": "sizeof(DncLinkTiles<P>) * 2",
+    "dnc_fwd_kernel": "sizeof(DncLinkTile<P>) * kDncWarps",
+    "dnc_bwd_kernel": "sizeof(DncLinkTile<P>) * kDncWarps * 2",
     "allocation_fwd_kernel": f"{_ORDER[0]} + (P::BY_RANK ? 0 : {_ORDER[1]} + {_ORDER[2]})",
     "allocation_bwd_kernel": f"{_ORDER[0]} * 2 + {_ORDER[1]} + {_ORDER[2]} + "
     + _ARRAY.format("Affine<typename P::A>[P::WARPS]"),
@@ -76,12 +79,13 @@ def readable(kernel):
 
 
 def by_file(kernels):
-    """The programs: kernels of one file share the compiler's front end. Those with the largest arguments do most and
-    come first, because the longest compilation must not come last."""
+    """{file: its kernels}: those of one file share the compiler's front end. Files whose kernels have the largest
+    arguments take longest and come first, because the longest compilation must not come last.
+    """
     files = {}
     for kernel in kernels:
         files.setdefault(_nvrtc.header_of(kernel[0]), []).append(kernel)
-    return sorted(files.values(), key=lambda group: max(kernel[2] for kernel in group), reverse=True)
+    return dict(sorted(files.items(), key=lambda item: max(kernel[2] for kernel in item[1]), reverse=True))
 
 
 def _launch(index, kernel):
@@ -133,9 +137,28 @@ def _figures(log, symbol, threads, dynamic):
     return Compiled(threads, registers, int(static[1]) if static else 0, dynamic, stack, stores + loads)
 
 
-def compile_all(compiler, kernels):
+def fingerprint(file, kernels):
+    """Of everything that determines the machine code of ``kernels``, all of one file, but for the compiler: their names
+    and arguments, how they are launched, and the code, not the comments, of the file and what it includes.
+    """
+    sources, seen, pending = _nvrtc._sources(), {}, [file]
+    while pending:
+        path = pending.pop()
+        if path not in seen and path in sources:
+            seen[path] = " ".join(re.sub(r"//[^\n]*|/\*.*?\*/", " ", sources[path], flags=re.S).split())
+            pending += re.findall(r'#include "(.+?)"', sources[path])
+    launched = [(*kernel, DYNAMIC.get(name_of(kernel[0]))) for kernel in sorted(kernels)]
+    return hashlib.sha256(repr((sorted(seen.items()), launched)).encode()).hexdigest()[:16]
+
+
+def fingerprints(files):
+    """{file: fingerprint} of what :func:`by_file` gives."""
+    return {file: fingerprint(file, kernels) for file, kernels in files.items()}
+
+
+def compile_all(compiler, groups):
     """{(kernel, architecture): Compiled}; compiles on all cores, as NVRTC runs without Python's lock."""
-    jobs = [(group, arch) for group in by_file(kernels) for arch in SHARED_PER_SM]
+    jobs = [(group, arch) for group in groups for arch in SHARED_PER_SM]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(lambda job: compile_group(compiler, *job), jobs)
         return {(name, arch): c for (_, arch), found in zip(jobs, done) for name, c in found}
@@ -143,27 +166,39 @@ def compile_all(compiler, kernels):
 
 HEAD = """# Registers, shared memory and occupancy of the CUDA kernels
 
-Written by `{refresh}` from the log of ptxas in NVRTC {version}; a test compares it. Calculated, not
-measured: the kernels have not run on a GPU.
+Written by `{refresh}` from the log of ptxas in NVRTC {version}; a test compares it with the sources
+(fingerprints at the end) and compiles a kernel of every file again. Calculated, not measured: the kernels have not run
+on a GPU.
 
 Two numbers are those of sm_80 / sm_90. Shared memory is static + dynamic, in bytes a block; the stack is in bytes a
 thread. Resident on a multiprocessor: blocks (warps) and what limits them, of 64 warps, 32 blocks, 65536 registers and
 164 KiB / 228 KiB of shared memory. Registers are given to warps in units of 256, and to four warps at a time; a block's
 shared memory is rounded up to 128 bytes, and 1 KiB more is the system's. Threads are the kernel's bound, which its
-launcher starts. What a launcher adds for the sizes of a call is not counted: the recurrence of the NTM takes N · W
-numbers of shared memory where they fit, beside registers that leave a multiprocessor one block anyway.
+launcher starts. What a launcher adds for the sizes of a call is not counted: where they fit, the recurrence of the NTM
+takes N · W numbers of shared memory and that of the DNC the links of a block's rows, beside registers that leave a
+multiprocessor one block anyway.
 
 | kernel | threads | registers | shared memory | stack | spilled | resident sm_80 | resident sm_90 |
 |---|---|---|---|---|---|---|---|
 """
 
 
-def page(version, compiled):
-    lines = [_line(name, compiled) for name in sorted({name for name, _ in compiled})]
-    return HEAD.format(refresh=REFRESH, version=version) + "\n".join(lines) + "\n"
+FOOT = """
+The sources that this page was written from:
+
+| file | fingerprint |
+|---|---|
+"""
 
 
-def _line(name, compiled):
+def page(version, lines, marks):
+    """``lines`` are the table's, ``marks`` the fingerprints."""
+    foot = "\n".join(f"| {file} | {mark} |" for file, mark in sorted(marks.items()))
+    return HEAD.format(refresh=REFRESH, version=version) + "\n".join(sorted(lines)) + "\n" + FOOT + foot + "\n"
+
+
+def line(name, compiled):
+    """The table's line about a kernel, from ``compiled[name, arch]``."""
     each = [compiled[name, arch] for arch in SHARED_PER_SM]
 
     def both(text):
@@ -186,12 +221,32 @@ def _line(name, compiled):
     return f"| {' | '.join(columns)} |"
 
 
-def names_on(page):
-    return re.findall(r"^\| `(.+?)` \|", page, re.M)
+def lines_on(page):
+    """{readable name: line}"""
+    return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+
+def fingerprints_on(page):
+    return dict(re.findall(r"^\| (\S+\.cuh) \| (\w+) \|$", page, re.M))
 
 
 def version_of(page):
     return re.search(r"in NVRTC (\d+\.\d+)", page).group(1)
+
+
+def refreshed(compiler, kernels, old):
+    """The page of ``kernels``, with the lines of the page ``old`` for files that are as they were; "" has none."""
+    files = by_file(kernels)
+    marks, lines = fingerprints(files), lines_on(old)
+    known = fingerprints_on(old) if old and version_of(old) == compiler.version else {}
+    changed = {file for file, mark in marks.items() if known.get(file) != mark}
+    compiled = compile_all(compiler, [group for file, group in files.items() if file in changed])
+    now = [
+        line(name, compiled) if file in changed else lines[readable(name)]
+        for file, group in files.items()
+        for name, *_ in group
+    ]
+    return page(compiler.version, now, marks)
 
 
 def main():
@@ -200,8 +255,7 @@ def main():
 
     with launching_by_name() as core:
         kernels = core.kernels()
-    compiler = NoSpills()
-    PAGE.write_text(page(compiler.version, compile_all(compiler, kernels)))
+    PAGE.write_text(refreshed(NoSpills(), kernels, "" if "--all" in sys.argv[1:] else PAGE.read_text()))
 
 
 if __name__ == "__main__":
