@@ -41,13 +41,17 @@ def curve_of(record):
 
 
 def save(path, env, records):
-    """Writes the records to ``path``. Of those that it holds already, the ones not measured again are kept.
+    """Writes the records to ``path``. Of those that it holds already, all of a point that was measured again go: what
+    stood beside it then is not comparable.
 
     Returns the content: ``{"runs": [environment, ...], "records": [...]}``.
     """
     old = json.loads(path.read_text()) if path.exists() else {"runs": [], "records": []}
     runs = old["runs"] + [env] if env not in old["runs"] else old["runs"]
-    merged = {identity(r): r for r in old["records"]}
+    points = {(curve_of(r), r["x"]) for r in records}
+    again = {identity(r) for r in records}
+    kept = (r for r in old["records"] if (curve_of(r), r["x"]) not in points or identity(r) in again)
+    merged = {identity(r): r for r in kept}
     for r in records:
         merged[identity(r)] = {**{k: _short(v) for k, v in r.items()}, "run": runs.index(env)}
     content = {"runs": runs, "records": list(merged.values())}

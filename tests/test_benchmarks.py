@@ -42,6 +42,7 @@ def test_a_wrong_result_is_refused(wrong):
 
 
 def test_results_measured_before_are_kept(tmp_path):
+    """But for those of a point that was measured again: a series that is no longer there was measured beside others."""
     point = {
         "figure": "f",
         "x_name": "n",
@@ -52,6 +53,7 @@ def test_results_measured_before_are_kept(tmp_path):
     }
     numbers = {"ratio": 1.0, "gflops": 1.0, "gb_s": 1.0, "peak_bytes": 8}
     first = [{**point, "x": x, "seconds": 1.0, **numbers} for x in (4, 8)]
+    first.append({**first[1], "series": "gone"})
     path = tmp_path / "cpu" / "today.json"
     report.save(path, {"run": "first"}, first)
     merged = report.save(path, {"run": "second"}, [{**point, "x": 8, "seconds": 2.0, **numbers}])
