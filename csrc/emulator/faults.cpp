@@ -48,10 +48,10 @@ void on_fault(int signal, siginfo_t* info, void*) {
 
 [[noreturn]] void end_timed_out_kernel() {
   const Location& where = machine.running->where;
-  report(where.line() ? &where : nullptr,
-         "no end after %g s of CPU time (SYSGEN_EMULATOR_TIMEOUT); the thread named below runs, its last "
-         "synchronisation was",
-         timeout_seconds);
+  const bool synchronised = where.line() != 0;
+  report(synchronised ? &where : nullptr,
+         "no end after %g s of CPU time (SYSGEN_EMULATOR_TIMEOUT); the thread named below runs, %s",
+         timeout_seconds, synchronised ? "its last synchronisation was" : "it has not synchronised yet");
   if (has_tsan()) {  // it may hold a lock of libtsan
     static_cast<void>(!write(2, machine.error, std::strlen(machine.error)));
     static_cast<void>(!write(2, "\n", 1));

@@ -97,6 +97,7 @@ void start_thread(Block& b, unsigned t) {
   f.context.warp = t / 32;
   f.block = &b;
   f.warp = &b.warps[t / 32];
+  f.where = Location();
   f.done = f.fenced = false;
   f.num_carved = f.num_relaxed = 0;
   clear_copies(f.queue);

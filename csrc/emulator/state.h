@@ -37,7 +37,7 @@ struct Fibre {
   Block* block;
   Warp* warp;
   const char* waiting;  // for what; null while it can run
-  Location where;       // it waits, or last spun
+  Location where;       // its last synchronisation
   bool done;            // or not started
   unsigned num_carved;  // dynamic shared arrays
   CopyQueue queue;

@@ -82,6 +82,7 @@ int barrier(unsigned id, unsigned threads, const char* name, const Location& whe
   Fibre* f = machine.running;
   Block& b = *f->block;
   Barrier& bar = b.barriers[id];
+  f->where = where;  // the last to arrive does not wait
   const unsigned expected = threads ? threads : b.threads;
   if (expected > b.threads) fail(where, "%s for %u threads in a block of %u", name, expected, b.threads);
   if (id == 0 && b.alive != b.threads)
@@ -132,6 +133,7 @@ void leave_warp(Fibre& f) {
 void warp_operation(const WarpOperation& operation, unsigned mask, void* operands, const Location& where) {
   Fibre* f = machine.running;
   const unsigned lane = f->context.lane, bit = 1u << lane;
+  f->where = where;
   if (!(mask & bit)) fail(where, "%s: lane %u is not in its own mask %08x", operation.name, lane, mask);
   if (mask & ~f->warp->alive)
     fail(where, "%s: the mask %08x names lanes %08x, which have left the kernel or do not exist",

@@ -20,6 +20,7 @@ void meet(const char* name, WgmmaOperands* operands, void (*compute)(Warpgroup&)
   const unsigned group = f->context.linear / 128, thread = f->context.linear % 128;
   if (group * 128 + 128 > b.threads) fail(at, "%s: the block has no whole warpgroup here", name);
   Warpgroup& g = hopper(b).groups[group];
+  f->where = at;
   if (!g.arrived) {
     g.name = name;
     g.where = at;

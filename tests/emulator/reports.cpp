@@ -228,6 +228,11 @@ __global__ void spinning_kernel(const Arguments a) {
     for (volatile unsigned i = 0;;) i = i + 1;
   if (a.mode == 3)
     for (;;) __syncthreads();
+  if (a.mode == 4) {
+    __syncthreads();  // the thread that does not end is the one that came last
+    if (threadIdx.x == 31)
+      for (volatile unsigned i = 0;;) i = i + 1;
+  }
 }
 
 void check_loops() {
@@ -241,10 +246,15 @@ void check_loops() {
           [&] { launch_mode(1); });
 #if !defined(__SANITIZE_THREAD__)  // there a loop without end ends the process, see hang()
   emulator::set_timeout(0.2);
-  refused("a loop without end", {"spinning_kernel: no end after 0.2 s", "thread (0,0,0)"},
+  refused("a loop without end",
+          {"spinning_kernel: no end after 0.2 s", "it has not synchronised yet", "thread (0,0,0)"},
           [&] { launch_mode(2); });
   refused("barriers without end", {"spinning_kernel: no end after 0.2 s", "reports.cpp:"},
           [&] { launch_mode(3); });
+  refused("a loop without end after a barrier",
+          {"spinning_kernel: no end after 0.2 s", "its last synchronisation was at",
+           "reports.cpp:", "thread (31,0,0)"},
+          [&] { launch_mode(4); });
   emulator::set_timeout(60);
 #endif
 }
