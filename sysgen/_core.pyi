@@ -567,10 +567,10 @@ def ntm_sequence_fwd(
 ) -> None: ...
 def ntm_sequence_bwd(
     gates: Tensor,
-    weight_hidden_transposed: Tensor,
-    weight_reads_transposed: Tensor,
+    weight_hidden: Tensor,  # on CUDA its transpose
+    weight_reads: Tensor,  # on CUDA its transpose
     weight_interface: Tensor,
-    weight_interface_transposed: Tensor,
+    weight_interface_transposed: Tensor | None,  # on CUDA
     bias_interface: Tensor,
     lengths: Tensor | None,
     hidden: Tensor,
@@ -629,10 +629,10 @@ def dnc_sequence_fwd(
 ) -> None: ...
 def dnc_sequence_bwd(
     gates: Tensor,
-    weight_hidden_transposed: Tensor,
-    weight_reads_transposed: Tensor,
+    weight_hidden: Tensor,  # on CUDA its transpose
+    weight_reads: Tensor,  # on CUDA its transpose
     weight_interface: Tensor,
-    weight_interface_transposed: Tensor,
+    weight_interface_transposed: Tensor | None,  # on CUDA
     bias_interface: Tensor,
     lengths: Tensor | None,
     hidden: Tensor,

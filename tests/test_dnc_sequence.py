@@ -177,6 +177,20 @@ def test_two_calls_are_one(compiled):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_steps_alone_have_the_bits_of_the_sequence(batch, dtype):
+    """However the weights of the controller are read: packed for many steps, as they lie for few. An input of one
+    number, since torch's product of a wider one depends on the number of rows."""
+    x, state, weights = problem((6, batch, 1, 37, 19, 5, 2), True, True, dtype)
+    hidden, reads, last = dnc_sequence(x, state, *weights)
+    for t in range(len(x)):
+        h, r, state = dnc_sequence(x[t : t + 1], state, *weights)
+        assert torch.equal(h[0], hidden[t]) and torch.equal(r[0], reads[t])
+    for a, b in zip(last, state):
+        assert torch.equal(a, b)
+
+
 def test_lengths_are_those_of_each_sample_alone(compiled):
     x, state, weights = problem(SIZES[0], True, True, device=compiled.device)
     lengths = torch.tensor([4, 0, 7], device=compiled.device)

@@ -88,10 +88,10 @@ struct DncState {
 
 // Contiguous, all of them.
 struct DncWeights {
-  const void* hidden;          // [4 H, H]; backward: its transpose
-  const void* reads;           // [4 H, R W]; backward: its transpose
+  const void* hidden;          // [4 H, H]; backward on CUDA: its transpose
+  const void* reads;           // [4 H, R W]; backward on CUDA: its transpose
   const void* interface;       // [I, H]
-  const void* interface_t;     // backward: [H, I]
+  const void* interface_t;     // backward on CUDA: [H, I]
   const void* interface_bias;  // [I]
 };
 

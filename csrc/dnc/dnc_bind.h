@@ -145,19 +145,20 @@ inline void register_dnc(pybind11::module_& m) {
                                 {dnc_num_chunks(s), s.batch, kDncFwd.checkpoint_numel(op, s, gates)}, gates);
     kDncFwd.run(op, a, gates, scratch, threads, stream);
   });
-  m.def("dnc_sequence_bwd", [](T gates, T w_hidden_t, T w_reads_t, T w_interface, T w_interface_t,
-                               T b_interface, M lengths, T h_out, T reads_out, T checkpoints, M dh_out,
-                               M dreads_out, S dfinal, T dgates, T dinterface, S dinitial, T scratch,
-                               int64_t cells, const DncOptions& o, int threads, uintptr_t stream) {
+  m.def("dnc_sequence_bwd", [](T gates, T w_hidden, T w_reads, T w_interface, M w_interface_t, T b_interface,
+                               M lengths, T h_out, T reads_out, T checkpoints, M dh_out, M dreads_out,
+                               S dfinal, T dgates, T dinterface, S dinitial, T scratch, int64_t cells,
+                               const DncOptions& o, int threads, uintptr_t stream) {
     const char* op = "dnc_sequence_bwd";
     DncBwdArgs a{};
     a.s = dnc_sizes(op, gates, reads_out, cells, lengths, o);
     const DncSizes& s = a.s;
     const int64_t words = s.reads * s.width, size = s.interface();
-    a.w.hidden = check_dense(op, "weight_hidden^T", w_hidden_t, s.dtype, {s.hidden, 4 * s.hidden}, gates);
-    a.w.reads = check_dense(op, "weight_reads^T", w_reads_t, s.dtype, {words, 4 * s.hidden}, gates);
+    a.w.hidden = check_bwd_weight(op, "weight_hidden", w_hidden, s.dtype, 4 * s.hidden, s.hidden, gates);
+    a.w.reads = check_bwd_weight(op, "weight_reads", w_reads, s.dtype, 4 * s.hidden, words, gates);
     a.w.interface = check_dense(op, "weight_interface", w_interface, s.dtype, {size, s.hidden}, gates);
-    a.w.interface_t = check_dense(op, "weight_interface^T", w_interface_t, s.dtype, {s.hidden, size}, gates);
+    a.w.interface_t =
+        check_bwd_transpose(op, "weight_interface", w_interface_t, s.dtype, size, s.hidden, gates);
     a.w.interface_bias = check_dense(op, "bias_interface", b_interface, s.dtype, {size}, gates);
     a.gates = check_dense(op, "gates", gates, s.dtype, {s.steps, s.batch, 4 * s.hidden}, gates);
     a.h_out = check_dense(op, "hidden", h_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);

@@ -53,22 +53,32 @@ void unpad_rows(const A* from, int64_t b, int64_t rows, int64_t n, void* to) {
   for (int64_t i = 0; i < rows; ++i) copy(out<A>(to) + (b * rows + i) * n, from + i * padded<A>(n), n);
 }
 
+// to[j][i] = from[i][j] for i < rows, j < columns; behind them zeros up to a whole vector, where a row of
+// `to` has room.
+template <class A>
+void transpose_rows(const A* from, int64_t from_stride, int64_t rows, int64_t columns, A* to,
+                    int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += kLanes<A>)
+    for (int64_t j = 0; j < columns; j += kLanes<A>) {
+      Vector<A> v[kLanes<A>];
+      for (int64_t k = 0; k < kLanes<A>; ++k)
+        v[k] = i + k < rows ? load(from + (i + k) * from_stride + j, columns - j) : Vector<A>{};
+      transpose<A>(v);
+      for (int64_t k = 0; k < kLanes<A> && j + k < columns; ++k)
+        store(to + (j + k) * to_stride + i, v[k], to_stride - i);
+    }
+}
+
 // Of sample b: [cells][width] on the one side, [width][cells, padded] on the other. Null: zeros.
 template <class A>
 void import_memory(const void* from, int64_t b, int64_t cells, int64_t width, A* to) {
   const int64_t n = padded<A>(cells);
-  clear(to, width * n);
-  if (!from) return;
-  const A* const memory = in<A>(from) + b * cells * width;
-  for (int64_t i = 0; i < cells; ++i)
-    for (int64_t w = 0; w < width; ++w) to[w * n + i] = memory[i * width + w];
+  if (!from) return clear(to, width * n);
+  transpose_rows(in<A>(from) + b * cells * width, width, cells, width, to, n);
 }
 template <class A>
 void export_memory(const A* from, int64_t b, int64_t cells, int64_t width, void* to) {
-  const int64_t n = padded<A>(cells);
-  A* const memory = out<A>(to) + b * cells * width;
-  for (int64_t i = 0; i < cells; ++i)
-    for (int64_t w = 0; w < width; ++w) memory[i * width + w] = from[w * n + i];
+  transpose_rows(from, padded<A>(cells), width, cells, out<A>(to) + b * cells * width, width);
 }
 
 }  // namespace

@@ -54,35 +54,41 @@ struct CheckpointLayout {
   }
 };
 
-// The weights of a pass, packed. Backward has transposes of `hidden` and `reads`, and `interface_t` besides.
+struct NoWeights {
+  const void *hidden = nullptr, *reads = nullptr, *interface = nullptr;
+};
+
+// The weights of a pass, packed behind `carver` if the steps of a share use them often. Backward multiplies
+// with the transposes of `hidden` and `reads`, and with `interface_t` besides: each lies by rows as it is.
 template <class A>
 struct SequenceWeights {
-  PackedWeight<A> hidden, reads, interface, interface_t;
+  Weight<A> hidden, reads, interface, interface_t;
+
+  template <class F, class W>
+  SequenceWeights(const F& f, const W& w, bool backward, int64_t share, int threads, Carver<A>& carver) {
+    const auto& s = f.s;
+    const int64_t h = s.hidden, words = s.reads * s.width, size = f.at.size;
+    const auto by_column = [&](const void* weight, int64_t columns, int64_t k, int64_t uses) {
+      if (uses < kUsesToPack) return Weight<A>{in<A>(weight), columns, k, Lies::by_column};
+      A* const to = carver.take(Weight<A>::packed_numel(columns, k));
+      return to ? pack_weight(in<A>(weight), columns, k, threads, to) : Weight<A>{};
+    };
+    if (backward) {
+      hidden = {in<A>(w.hidden), h, 4 * h, Lies::by_row};
+      reads = {in<A>(w.reads), words, 4 * h, Lies::by_row};
+      interface = by_column(w.interface, size, h, ceil_div(s.steps * share, kRowsOfBlock));
+      interface_t = {in<A>(w.interface), h, size, Lies::by_row};
+    } else {
+      const int64_t uses = s.steps * ceil_div(share, kRowsOfBlock);
+      hidden = by_column(w.hidden, 4 * h, h, uses);
+      reads = by_column(w.reads, 4 * h, words, uses);
+      interface = by_column(w.interface, size, h, uses);
+    }
+  }
 
   template <class F>
-  static int64_t numel(const F& f, bool backward) {
-    return measured<A>([&](auto& carver) { each(f, backward, carver, [](auto...) {}); });
-  }
-  template <class F, class W>
-  SequenceWeights(const F& f, const W& w, bool backward, int threads, A* to) {
-    PackedWeight<A>* const packed[] = {&hidden, &reads, &interface, &interface_t};
-    const void* const weights[] = {w.hidden, w.reads, w.interface, w.interface_t};
-    Carver<A> carver{to};
-    each(f, backward, carver, [&](int k, int64_t columns, int64_t depth, A* at) {
-      *packed[k] = pack_weight(in<A>(weights[k]), columns, depth, threads, at);
-    });
-  }
-
- private:
-  template <class F, class G>
-  static void each(const F& f, bool backward, Carver<A>& carver, const G& g) {
-    const int64_t h = f.s.hidden, words = f.s.reads * f.s.width, size = f.at.size;
-    const int64_t shapes[][2] = {{backward ? h : 4 * h, backward ? 4 * h : h},
-                                 {backward ? words : 4 * h, backward ? 4 * h : words},
-                                 {size, h},
-                                 {h, size}};
-    for (int k = 0; k < (backward ? 4 : 3); ++k)
-      g(k, shapes[k][0], shapes[k][1], carver.take(PackedWeight<A>::numel(shapes[k][0], shapes[k][1])));
+  static int64_t numel(const F& f, bool backward, int64_t share) {
+    return measured<A>([&](auto& carver) { SequenceWeights(f, NoWeights{}, backward, share, 1, carver); });
   }
 };
 
@@ -301,8 +307,9 @@ template <class F, class Args, class G>
 void sequence_shares(const F& f, const Args& a, bool backward, int64_t each, const G& g) {
   using A = typename F::Real;
   A* const scratch = out<A>(a.scratch);
-  const SequenceWeights<A> w(f, a.w, backward, a.threads, scratch);
-  share_samples(a.s, a.threads, scratch + SequenceWeights<A>::numel(f, backward), each,
+  Carver<A> carver{scratch};
+  const SequenceWeights<A> w(f, a.w, backward, largest_share(a.s, a.threads), a.threads, carver);
+  share_samples(a.s, a.threads, scratch + carver.used, each,
                 [&](int64_t first, int64_t last, A* mine) { g(w, first, last, mine); });
 }
 
@@ -329,14 +336,14 @@ template <class F, class S>
 int64_t fwd_scratch_bytes(const S& s, int threads) {
   using A = typename F::Real;
   const F f(s);
-  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, false) +
+  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, false, largest_share(s, threads)) +
                                num_shares(s, threads) * fwd_scratch(f, largest_share(s, threads)));
 }
 template <class F, class S>
 int64_t bwd_scratch_bytes(const S& s, int threads) {
   using A = typename F::Real;
   const F f(s);
-  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, true) +
+  return int64_t{sizeof(A)} * (SequenceWeights<A>::numel(f, true, largest_share(s, threads)) +
                                num_shares(s, threads) * bwd_scratch(f, largest_share(s, threads)));
 }
 

@@ -7,6 +7,21 @@
 
 namespace sysgen {
 
+// A weight [rows, columns] of backward: on the CPU, whose products read it either way, as it is; on CUDA
+// transposed.
+inline const void* check_bwd_weight(const char* op, const char* name, const TensorView& w, DType dtype,
+                                    int64_t rows, int64_t columns, const TensorView& where) {
+  if (runs_on_cpu(where)) return check_dense(op, name, w, dtype, {rows, columns}, where);
+  return check_dense(op, cat(name, "^T").c_str(), w, dtype, {columns, rows}, where);
+}
+// [rows, columns], transposed; on the CPU null will do.
+inline const void* check_bwd_transpose(const char* op, const char* name, const std::optional<TensorView>& w,
+                                       DType dtype, int64_t rows, int64_t columns, const TensorView& where) {
+  if (runs_on_cpu(where)) return nullptr;
+  check(w.has_value(), op, ": on CUDA ", name, "^T is needed");
+  return check_bwd_weight(op, name, *w, dtype, rows, columns, where);
+}
+
 // Null where a build has none.
 template <class Args>
 struct SequenceBackends {

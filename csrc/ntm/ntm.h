@@ -51,10 +51,10 @@ struct NtmState {
 
 // Contiguous, all of them.
 struct NtmWeights {
-  const void* hidden;          // [4 H, H]; backward: its transpose
-  const void* reads;           // [4 H, P W]; backward: its transpose
+  const void* hidden;          // [4 H, H]; backward on CUDA: its transpose
+  const void* reads;           // [4 H, P W]; backward on CUDA: its transpose
   const void* interface;       // [I, H]
-  const void* interface_t;     // backward: [H, I]
+  const void* interface_t;     // backward on CUDA: [H, I]
   const void* interface_bias;  // [I]
 };
 

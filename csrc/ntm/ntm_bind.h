@@ -141,18 +141,19 @@ inline void register_ntm(pybind11::module_& m) {
     check_ntm_sequence(op, a, gates, w_interface, b_interface, h_out, reads_out, checkpoints, kNtmFwd);
     kNtmFwd.run(op, a, gates, scratch, threads, stream);
   });
-  m.def("ntm_sequence_bwd", [](T gates, T w_hidden_t, T w_reads_t, T w_interface, T w_interface_t,
-                               T b_interface, M lengths, T h_out, T reads_out, T checkpoints, M dh_out,
-                               M dreads_out, S dfinal, T dgates, T dinterface, S dinitial, T scratch,
-                               int64_t cells, const NtmOptions& o, int threads, uintptr_t stream) {
+  m.def("ntm_sequence_bwd", [](T gates, T w_hidden, T w_reads, T w_interface, M w_interface_t, T b_interface,
+                               M lengths, T h_out, T reads_out, T checkpoints, M dh_out, M dreads_out,
+                               S dfinal, T dgates, T dinterface, S dinitial, T scratch, int64_t cells,
+                               const NtmOptions& o, int threads, uintptr_t stream) {
     const char* op = "ntm_sequence_bwd";
     NtmBwdArgs a{};
     a.s = ntm_sizes(op, gates, reads_out, cells, lengths, o);
     const NtmSizes& s = a.s;
     const int64_t words = s.reads * s.width, size = s.interface();
-    a.w.hidden = check_dense(op, "weight_hidden^T", w_hidden_t, s.dtype, {s.hidden, 4 * s.hidden}, gates);
-    a.w.reads = check_dense(op, "weight_reads^T", w_reads_t, s.dtype, {words, 4 * s.hidden}, gates);
-    a.w.interface_t = check_dense(op, "weight_interface^T", w_interface_t, s.dtype, {s.hidden, size}, gates);
+    a.w.hidden = check_bwd_weight(op, "weight_hidden", w_hidden, s.dtype, 4 * s.hidden, s.hidden, gates);
+    a.w.reads = check_bwd_weight(op, "weight_reads", w_reads, s.dtype, 4 * s.hidden, words, gates);
+    a.w.interface_t =
+        check_bwd_transpose(op, "weight_interface", w_interface_t, s.dtype, size, s.hidden, gates);
     a.dh_out = check_dense(op, "dhidden", dh_out, s.dtype, {s.steps, s.batch, s.hidden}, gates);
     a.dreads_out =
         check_dense(op, "dreads", dreads_out, s.dtype, {s.steps, s.batch, s.reads, s.width}, gates);

@@ -20,6 +20,13 @@ def dense(t):
     return None if t is None else t.contiguous()
 
 
+def weights_of_backward(hidden, reads, interface):
+    """What a recurrence's backward takes: on CUDA it reads transposes, on the CPU the weights as they are."""
+    if hidden.is_cuda or core.emulated:
+        return hidden.t().contiguous(), reads.t().contiguous(), interface.contiguous(), interface.t().contiguous()
+    return hidden.contiguous(), reads.contiguous(), interface.contiguous(), None
+
+
 def new_fake(like, shape, dtype=None, strides=None):
     """:func:`._alloc.empty` for fake tensors."""
     dtype = like.dtype if dtype is None else dtype

@@ -12,7 +12,7 @@ import torch
 from .._alloc import empty
 from .._library import define_op, raw_stream, without_autocast
 from .._load import core
-from ._core_call import dense
+from ._core_call import dense, weights_of_backward
 
 
 class Options(NamedTuple):
@@ -128,10 +128,7 @@ def _bwd(
     outputs = _bwd_outputs(empty, gates, weight_interface, (cells, *reads.shape[2:]))
     core.dnc_sequence_bwd(
         gates,
-        weight_hidden.t().contiguous(),
-        weight_reads.t().contiguous(),
-        weight_interface.contiguous(),
-        weight_interface.t().contiguous(),
+        *weights_of_backward(weight_hidden, weight_reads, weight_interface),
         bias_interface.contiguous(),
         dense(lengths),
         hidden,

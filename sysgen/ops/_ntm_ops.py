@@ -10,7 +10,7 @@ import torch
 from .._alloc import empty
 from .._library import define_op, raw_stream, without_autocast
 from .._load import core
-from ._core_call import dense
+from ._core_call import dense, weights_of_backward
 from ._states import NTMState
 
 STATE = NTMState._fields
@@ -104,7 +104,7 @@ def _bwd(
     dhidden, dreads, *rest = rest
     dfinal, cells, options = rest[:_NUM_STATE], rest[_NUM_STATE], core.NtmOptions(*rest[_NUM_STATE + 1 :])
     outputs = _bwd_outputs(empty, gates, reads, weight_interface, cells)
-    weights = weight_hidden.t(), weight_reads.t(), weight_interface, weight_interface.t(), bias_interface
+    weights = *weights_of_backward(weight_hidden, weight_reads, weight_interface), bias_interface
     core.ntm_sequence_bwd(
         gates,
         *map(dense, (*weights, lengths)),
