@@ -1,5 +1,5 @@
 """The path of CVMM for GPUs of compute capability 9.0: the reference's results, from the layer of Python down. The
-program tests/kernels/cvmm_hopper_emulated.cpp has the ragged shapes, and the comparison with the sm_80 path."""
+program tests/kernels/cvmm_fwd_emulated.cpp has the ragged shapes, and the comparison with the sm_80 path."""
 
 import pytest
 import torch

@@ -27,13 +27,13 @@ KERNEL_FILES = sorted(
 # kind, order, number of random cases and their seed. A sanitizer needs fewer cases: it looks at every access of each.
 RUNS = [
     ("plain", "forward", 100, 1),
-    ("plain", "reverse", 40, 2),
-    ("plain", "random:1", 40, 3),
-    ("plain", "random:2", 40, 4),
-    ("asan", "forward", 24, 5),
-    ("asan", "random:3", 20, 6),
-    ("tsan", "forward", 12, 7),
-    ("tsan", "random:4", 8, 8),
+    ("plain", "reverse", 30, 2),
+    ("plain", "random:1", 30, 3),
+    ("plain", "random:2", 30, 4),
+    ("asan", "forward", 20, 5),
+    ("asan", "random:3", 8, 6),
+    ("tsan", "forward", 8, 7),
+    ("tsan", "random:4", 5, 8),
 ]
 COUNTED = RUNS[0]  # the run whose lines are counted
 

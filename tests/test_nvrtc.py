@@ -74,25 +74,42 @@ def files(kernels):
 
 
 @pytest.fixture(scope="module")
-def compiled(nvrtc, files):
-    """Figures of the smallest kernel of every file, (name, architecture) -> Compiled. A spill is an error."""
+def smallest(files):
+    """The kernel of every file that needs the fewest registers, by the table: (kernel, registers)."""
     lines = update_ptxas.lines_on(update_ptxas.PAGE.read_text())
 
     def registers(kernel):
         line = lines.get(update_ptxas.readable(kernel[0]))
         return int(re.findall(r"\d+", line.split("|")[3])[0]) if line else 0
 
-    smallest = [[min(group, key=registers)] for group in files.values()]
-    assert len(smallest) > 10
-    return update_ptxas.compile_all(update_ptxas.NoSpills(), smallest)
+    assert len(files) > 10
+    return [
+        min(((kernel, registers(kernel)) for kernel in group), key=lambda pair: pair[1]) for group in files.values()
+    ]
 
 
-def test_a_kernel_of_every_file_compiles_to_machine_code(compiled, files):
+# A kernel with more takes the compiler 4 to 20 seconds: what the table says of it holds by its file's fingerprint.
+_QUICK = 128
+
+
+@pytest.fixture(scope="module")
+def compiled(nvrtc, smallest):
+    """Figures of a kernel of nearly every file, (name, architecture) -> Compiled. A spill is an error."""
+    quick = [[kernel] for kernel, registers in smallest if registers <= _QUICK]
+    assert len(quick) >= 0.8 * len(smallest)
+    return update_ptxas.compile_all(update_ptxas.NoSpills(), quick)
+
+
+def test_a_kernel_of_every_file_compiles(nvrtc, smallest, compiled):
     """Names resolve, NVRTC sees arguments of the same size and alignment as g++, and no kernel spills registers."""
-    of_files = {(_nvrtc.header_of(name), arch) for name, arch in compiled}
-    assert of_files == {(file, arch) for file in files for arch in ("sm_80", "sm_90")}
     for figures in compiled.values():
         assert figures.spilled == 0 and figures.threads % 32 == 0 and 16 <= figures.registers <= 255
+    for kernel, registers in smallest:
+        if registers <= _QUICK:
+            assert {(kernel[0], "sm_80"), (kernel[0], "sm_90")} <= compiled.keys()
+        else:
+            image, (symbol,) = nvrtc.compile(_nvrtc.program([kernel]), [kernel[0]], "compute_80")
+            assert re.search(rf"\.entry {symbol}\(".encode(), image)
 
 
 _REFRESH = f"run {update_ptxas.REFRESH} and commit {update_ptxas.PAGE.name}"
@@ -312,7 +329,7 @@ def test_without_nvrtc_the_error_says_what_to_install(a_kernel, monkeypatch, tmp
 # ---- launches
 
 _PROGRAM = """
-import sys, torch
+import os, sys, torch
 from emulated_core import launching_by_name
 from sysgen import _nvrtc, ops
 
@@ -362,7 +379,8 @@ with launching_by_name() as core:
                 weights = [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes]
                 state = ops.DNCState.zeros(1, 3, 5, 4, 1, dtype=dtype)
                 ops.dnc_sequence(torch.zeros(2, 1, 2, dtype=dtype), state, *weights)[0].sum().backward()
-    for i in range(2):
+    for failing in sys.argv[sys.argv.index("failing") + 1 :] if "failing" in sys.argv else ("", ""):
+        os.environ["FAILS"] = failing
         print("begin", flush=True)
         try:
             run()
@@ -432,12 +450,14 @@ def test_blocks_that_wait_for_each_other_are_launched_together(with_driver):
 
 
 @_no_gpu
-@pytest.mark.parametrize("call", ["cuInit", "cuDevicePrimaryCtxRetain", "cuModuleLoadData", "cuLaunchKernel"])
-def test_what_the_driver_refuses_is_an_error(with_driver, call):
-    printed = with_driver(FAILS=call)
-    expected = "RuntimeError route_histogram_kernel: CUDA_ERROR_NO_BINARY_FOR_GPU: a failure on purpose"
-    assert printed.count(expected) == 2
-    assert printed.count("push") == printed.count("pop")
+def test_what_the_driver_refuses_is_an_error(with_driver):
+    """Each call that can fail, twice and in the order in which a first launch comes to them; then it works."""
+    calls = ["cuInit", "cuDevicePrimaryCtxRetain", "cuModuleLoadData", "cuLaunchKernel"]
+    _, *parts = with_driver("failing", *(call for call in calls for _ in range(2)), "").split("begin\n")
+    for refused in parts[:-1]:
+        assert "RuntimeError route_histogram_kernel: CUDA_ERROR_NO_BINARY_FOR_GPU: a failure on purpose\n" in refused
+        assert refused.count("\nlaunch ") <= 1 and refused.count("push") == refused.count("pop")
+    assert len(parts) == 9 and "Error" not in parts[-1] and parts[-1].count("\nlaunch ") >= 9
 
 
 @_no_gpu

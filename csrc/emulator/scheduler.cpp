@@ -19,8 +19,10 @@ namespace {
 
 constexpr size_t kSharedLimit = size_t{227} << 10;  // of a block, sm_90
 constexpr size_t kSharedWithoutOptIn = size_t{48} << 10;
-// Under ThreadSanitizer neighbouring blocks run on different fibres, so that races between blocks show.
-constexpr unsigned kTsanFibreSets = 3;
+// Under ThreadSanitizer neighbouring blocks run on different fibres, so that races between blocks show: three
+// of them, or two where they are large, as a fibre costs ThreadSanitizer a millisecond and each of its
+// synchronisations a step for every fibre that there is.
+unsigned fibre_sets(unsigned threads) { return !has_tsan() ? 1 : threads <= 256 ? 3 : 2; }
 
 std::mutex one_launch_at_a_time;
 thread_local bool launching = false;
@@ -210,7 +212,7 @@ void run_grid(const char* kernel, const Grid& grid, void (*body)(void*), void* a
   const size_t total = size_t{grid.grid.x} * grid.grid.y * grid.grid.z;
   const unsigned threads = grid.block.x * grid.block.y * grid.block.z;
   const size_t resident = grid.cooperative ? total : 1;
-  const unsigned sets = has_tsan() && !grid.cooperative ? kTsanFibreSets : 1;
+  const unsigned sets = grid.cooperative ? 1 : fibre_sets(threads);
   Fibre* fibres = fibres_for(resident * threads * sets);
   reserve(static_cast<unsigned>(resident), threads);
   note_host_stack();

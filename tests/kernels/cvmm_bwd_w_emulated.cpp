@@ -206,15 +206,19 @@ void run_far_apart() {
 int main(int argc, char** argv) {
   using namespace sysgen;
   const int count = argc > 1 ? std::atoi(argv[1]) : 120;
-  Random random(argc > 2 ? std::atoi(argv[2]) : 1);
+  const int seed = argc > 2 ? std::atoi(argv[2]) : 1;
+  Random random(seed);
+  const std::vector<Pattern> several{Pattern::one_expert, Pattern::few_experts, Pattern::dropping};
+  int turn = seed;
   try {
     for (const auto& type : kTypes) {
+      ++turn;
       for (const auto& [tokens, k, experts, d, h] :
            {std::tuple(0, 2, 3, 8, 8), std::tuple(5, 0, 3, 8, 8), std::tuple(5, 2, 0, 8, 8),
             std::tuple(5, 2, 3, 0, 8), std::tuple(5, 2, 3, 8, 0), std::tuple(0, 0, 0, 0, 0)})
         run({tokens, k, experts, d, h, type.x, type.w}, random);
-      for (Pattern pattern :
-           {Pattern::one_expert, Pattern::few_experts, Pattern::dropping}) {  // several segments
+      for (int i = 0; i < (count < 20 ? 1 : 3); ++i) {  // several segments
+        const Pattern pattern = several[(turn + i) % 3];
         Case c{523, 2, 5, 16, 24, type.x, type.w, Precision::ieee, pattern};
         c.gate = true;
         run(c, random);

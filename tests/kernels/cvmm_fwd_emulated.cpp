@@ -1,17 +1,9 @@
 // The forward CVMM kernels, every product and tile of them, against a sum in float64.
 #include "cvmm/cvmm_fwd_cuda.cu"
+#include "cvmm_hopper_cases.h"
 #include "cvmm_problem.h"
 
 namespace sysgen {
-
-// The kernels of sm_90a have a program of their own.
-bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, bf16>&, int, void*) { return false; }
-bool cvmm_fwd_hopper(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, int, void*) { return false; }
-bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, bf16>&, void*) { return false; }
-bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, f16>&, void*) { return false; }
-bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<bf16, float>&, void*) { return false; }
-bool cvmm_fwd_hopper_slim(const CvmmFwdArgs&, const CvmmFwdKernelArgs<f16, float>&, void*) { return false; }
-
 namespace {
 
 using namespace test;
@@ -250,6 +242,7 @@ int main(int argc, char** argv) {
     run_without_padding(random);
     check_scratch();
     run_refusals();
+    hopper_path::run_all(count / 4, random);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return 1;

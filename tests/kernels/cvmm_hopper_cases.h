@@ -1,13 +1,15 @@
-// The Hopper path of cvmm_fwd: against a sum in float64, and its results beside those of the sm_80 path.
+// The Hopper path of cvmm_fwd: against a sum in float64, and its results beside those of the sm_80 path. Part
+// of the program cvmm_fwd, whose kernels it needs too and which take long to compile.
+#pragma once
 #include <stdlib.h>
 
-#include "cvmm/cvmm_fwd_cuda.cu"
 #include "cvmm/cvmm_hopper_cuda.cu"
 #include "cvmm/cvmm_hopper_slim_cuda.cu"
 #include "cvmm_problem.h"
 
 namespace sysgen {
 namespace {
+namespace hopper_path {
 
 using namespace test;
 
@@ -114,22 +116,15 @@ CvmmCase random_case(Random& random, int i) {
   return c;
 }
 
+void run_all(int count, Random& random) {
+  for (int i = 0; i < count; ++i) {
+    run_both(random_case(random, i), random);
+    run_slim(slim_case(random, i), random);
+  }
+  run_choice(random);
+  setenv("SYSGEN_HOPPER", "0", 1);
+}
+
+}  // namespace hopper_path
 }  // namespace
 }  // namespace sysgen
-
-int main(int argc, char** argv) {
-  using namespace sysgen;
-  const int count = (argc > 1 ? std::atoi(argv[1]) : 120) / 4;
-  Random random(argc > 2 ? std::atoi(argv[2]) : 1);
-  try {
-    for (int i = 0; i < count; ++i) {
-      run_both(random_case(random, i), random);
-      run_slim(slim_case(random, i), random);
-    }
-    run_choice(random);
-  } catch (const std::exception& e) {
-    std::printf("FAILED: %s\n", e.what());
-    return 1;
-  }
-  return test::finish("cvmm_hopper");
-}
