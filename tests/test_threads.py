@@ -49,10 +49,11 @@ def assert_equal(first, second):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("d, h", [(300, 523), (523, 100)], ids=["narrow sums", "wide sums"])
 @pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2]], ids=dtype_id)
-def test_the_number_of_threads_changes_no_bit_of_few_rows(isa, dtypes):
-    """Columns are divided instead of routes: wide rows, some tens of them an expert."""
-    inputs = inputs_of(dtypes, False, tokens=60, d=300, h=523)
+def test_the_number_of_threads_changes_no_bit_of_few_rows(isa, dtypes, d, h):
+    """Columns or experts are divided instead of routes: wide rows, some tens of them an expert."""
+    inputs = inputs_of(dtypes, False, tokens=60, d=d, h=h)
     torch.set_num_threads(1)
     one = results_of(inputs)
     for threads in (2, 3, 5):  # 3 take equal shares of 300 columns

@@ -47,7 +47,7 @@ struct Rows {  // a row operand
 // u[r] = x[src(r)] . W[expert(r)] + bias[expert(r)]                       for every route that is not dropped
 // dot[r] = sum_j u[r, j] * other[src'(r), j]                              if dot
 // out[r] = gate[r] * activation(u[r]), or out[t] = sum over the token's routes of that, in a fixed order
-// (CUDA: by slot; CPU: by expert, then slot), if reduce.
+// (CUDA: by slot; CPU: by expert, then slot, maybe as two sums), if reduce.
 // With slope, other[r] is what activation's derivative is a function of, and the backward of activated rows:
 // dot[r] = sum_j u[r, j] * activated[r, j]
 // out[r] = gate[r] * activation'[r] * u[r]

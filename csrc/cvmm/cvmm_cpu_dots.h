@@ -33,7 +33,7 @@ void dot_kernel(int64_t depth, const typename Step<T>::Unit* x, int64_t pitch, c
 #pragma GCC unroll 16
     for (int j = 0; j < J; ++j) {
       for (size_t line = 0; line < kStep * sizeof(TW); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(column[j] + k) + line + ahead, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(column[j] + k) + line + ahead, 0, 3);
       const Vector<Unit> unit = units_along<T>(column[j] + k, left);
 #pragma GCC unroll 8
       for (int i = 0; i < M; ++i) sums[i * J + j] = S::fma(sums[i * J + j], row[i], unit);

@@ -2,9 +2,9 @@
 //
 // Without reduce the sorted routes are cut into tasks of about equal size, so that a skewed routing still
 // uses every thread; each task gathers the rows of an expert's routes strip by strip and multiplies them by
-// the panels of W. With reduce a task owns a block of tokens by a block of columns and adds up its routes in
-// the order of `order` (ascending expert): no [R, h] intermediate, and a sum that does not depend on the
-// number of threads.
+// the panels of W. With reduce a task owns a block of tokens by a block of columns, maybe of the first or the
+// second half of the experts only, and adds up its routes in the order of `order` (ascending expert): no
+// [R, h] intermediate, and a sum that does not depend on the number of threads.
 #pragma once
 #include "common/cpu.h"
 #include "cvmm/cvmm_cpu_dots.h"
@@ -24,10 +24,12 @@ class CvmmFwd {
   }
 
   void run() {
-    if (a.out && a.reduce)
-      run_reduce();
-    else
+    if (!a.out || !a.reduce || q.k == 1)
       run_routes();
+    else if (q.num_experts > 1 && 2 * a.h < q.k * a.d)
+      run_halves();
+    else
+      run_reduce();
     if (a.dot) finish_dots();
   }
 
@@ -47,9 +49,14 @@ class CvmmFwd {
   static constexpr int kBlockRows = 256;            // rows whose sums wait for the next kDepth units
   static constexpr int kSumTokens = 2048;           // tokens of a block whose sums are no part of `out`
   static constexpr int64_t kOwnSumBytes = 8 << 20;  // of a block's sums, if `out` could hold them as well
-  static constexpr int kFewRows = 3 * kMaxRows;     // not more read a row-major W where it lies
+  static constexpr int64_t kHalfBytes = 8 << 20;    // of one of two sums
+  static constexpr int kPlaceRows = 5 * kMaxRows;   // not more read a row-major W where it lies,
+  static constexpr int64_t kPlaceCols = 4096 / sizeof(Unit);  // so many columns
+  static constexpr int64_t kPlaceBytes = 16 << 10;  // and bytes of it at a time (more for many rows)
+  static constexpr int64_t kLeastPlaceUnits = 16;   // at a time
   static constexpr int kDotRows = kMostDotRows<S>;  // not more, and W the other way: dot products
-  static constexpr int kFewBytes = 128 << 10;       // of W that these use at a time
+  static constexpr int kFewRows = 3 * kMaxRows;     // not more use a packed W
+  static constexpr int kFewBytes = 128 << 10;       // of so many bytes at a time
   static constexpr int64_t kRowBytesAhead = 1024;   // of a row of x of the next expert
   static constexpr int64_t kDotBytesAhead = 8192;   // of W
   static constexpr int kPackCost = 6;               // of an element of W, in products of a row
@@ -142,6 +149,41 @@ class CvmmFwd {
     });
   }
 
+  // Sums narrower than the rows of x, which would be gathered again for each block of columns: the routes of
+  // the first half of the experts are summed apart from the others, and both sums are added. By the shape
+  // only, and the cut by the whole routing, so that no bit depends on how the work is divided.
+  void run_halves() {
+    const int32_t* const offsets = a.whole_offsets ? a.whole_offsets : q.offsets;
+    const int64_t middle = q.offsets[middle_expert(offsets, q.num_experts)];
+    const int64_t uneven = middle * 2 > routed ? middle * 2 - routed : routed - middle * 2;
+    const int64_t wanted = 4 * uneven <= routed ? ceil_div(threads, 2) : threads;
+    split_columns(min_of(wanted, ceil_div(a.h, kGroup)));
+    const int64_t blocks = ceil_div(wanted, column_blocks);
+    const int64_t row = a.h * int64_t{sizeof(Acc)}, most = max_of(1, kHalfBytes / max_of(1, row));
+    for (int64_t first = 0; first < q.num_tokens; first += most) {
+      const int64_t count = min_of(most, q.num_tokens - first);
+      Acc* const memory =
+          static_cast<Acc*>(thread_scratch(kSlotHalves, (kOutHoldsSums ? 1 : 2) * count * row));
+      const Sums second{memory, a.h, first};
+      Sums sums{memory + count * a.h, a.h, first};
+      if constexpr (kOutHoldsSums) sums.data = static_cast<T*>(a.out) + first * a.h;
+      const Strips tokens(count, ceil_div(count, min_of(blocks, count)));
+      for_each_task(2 * tokens.count * column_blocks, threads, [&](int64_t task) {
+        const int64_t part = task / 2 / column_blocks, block = task / 2 % column_blocks;
+        const bool before = task % 2 == 0;
+        sum_routes(before ? 0 : middle, before ? middle : routed, first + tokens.begin(part),
+                   tokens.size(part), first_column(block), first_column(block + 1), before ? sums : second);
+      });
+      const Strips parts(count, ceil_div(count, threads));
+      for_each_task(parts.count, threads, [&](int64_t part) {
+        const int64_t begin = parts.begin(part) * a.h, end = begin + parts.size(part) * a.h;
+        T* const out = static_cast<T*>(a.out) + first * a.h;
+        for (int64_t i = begin; i < end; i += kLanes<Acc>)
+          store(out + i, load(sums.data + i, end - i) + load(second.data + i, end - i), end - i);
+      });
+    }
+  }
+
   // Columns are split only at the borders of the groups, so that dot products do not depend on the split.
   void split_columns(int64_t wanted) {
     const int64_t groups = ceil_div(a.h, kGroup);
@@ -174,21 +216,26 @@ class CvmmFwd {
       sums = {static_cast<Acc*>(thread_scratch(kSlotSums, own_bytes)) - n0, width, first_token};
     else if constexpr (kOutHoldsSums)
       sums.data = out;
-    for (int64_t t = 0; t < tokens; ++t)
-      __builtin_memset(sums.data + t * sums.stride + n0, 0, sizeof(Acc) * width);
+    sum_routes(0, routed, first_token, tokens, n0, n1, sums);
 
-    for_each_expert(q, 0, routed, [&](int64_t e, int64_t next, int64_t begin, int64_t end) {
+    if (own)
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t n = n0; n < n1; n += kLanes<Acc>)
+          store(out + t * a.h + n, load(sums.data + t * sums.stride + n, n1 - n), n1 - n);
+  }
+
+  // Of positions [from, to) of `order`, whole experts, the routes of some tokens.
+  void sum_routes(int64_t from, int64_t to, int64_t first_token, int64_t tokens, int64_t n0, int64_t n1,
+                  const Sums& sums) {
+    Acc* const rows = sums.data + (first_token - sums.first_token) * sums.stride + n0;
+    for (int64_t t = 0; t < tokens; ++t) __builtin_memset(rows + t * sums.stride, 0, sizeof(Acc) * (n1 - n0));
+    for_each_expert(q, from, to, [&](int64_t e, int64_t next, int64_t begin, int64_t end) {
       if (tokens < q.num_tokens) {
         begin = lower_bound(q.order, begin, end, first_token * q.k);
         end = lower_bound(q.order, begin, end, (first_token + tokens) * q.k);
       }
       if (begin < end) expert_block(e, next, begin, end, n0, n1, sums);
     });
-
-    if (own)
-      for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t n = n0; n < n1; n += kLanes<Acc>)
-          store(out + t * a.h + n, load(sums.data + t * sums.stride + n, n1 - n), n1 - n);
   }
 
   // Positions [begin, end) of `order`, all of expert e, by columns [n0, n1). `next` is the expert after this
@@ -201,6 +248,9 @@ class CvmmFwd {
     const int64_t all_rows = offsets[e + 1] - offsets[e];
     if (all_rows <= kDotRows && a.w_stride_d == 1 && a.w_stride_h != 1 && a.d >= kLanes<Acc>)
       return dot_block(e, next, begin, end, n0, n1, sums);
+    if constexpr (__is_same(T, Unit) && __is_same(TW, Unit))
+      if (all_rows <= kPlaceRows && a.w_stride_h == 1)
+        return place_block(e, next, begin, end, n0, n1, all_rows, sums);
     const bool few = all_rows <= kFewRows;
     const int64_t units = ceil_div(a.d, S::kDepth);
     const int64_t few_units = kFewBytes / sizeof(Unit) / max_of(1, min_of(a.h, kBlockCols));
@@ -219,14 +269,13 @@ class CvmmFwd {
           after < n1 ? WeightsBlock{e, after, min_of(n1 - after, block_columns), 0, first_depth}
                      : WeightsBlock{next, n0, min_of(n1 - n0, block_columns), 0, first_depth};
       for (int64_t p = begin; p < end; p += most_rows)
-        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, block_columns), depths, beyond, few,
-                  sums);
+        row_block(e, p, min_of(end - p, most_rows), n, min_of(n1 - n, block_columns), depths, beyond, sums);
     }
   }
 
   // As expert_block, for rows and columns that fit the scratch. `beyond` is the block of W that follows.
   void row_block(int64_t e, int64_t begin, int64_t rows, int64_t n0, int64_t width, const Strips& depths,
-                 const WeightsBlock& beyond, bool few, const Sums& sums) {
+                 const WeightsBlock& beyond, const Sums& sums) {
     Unit* const packed_x = static_cast<Unit*>(thread_scratch(kSlotA, sizeof(Unit) * kMaxRows * kPitch));
     Unit* const packed_w = static_cast<Unit*>(thread_scratch(kSlotB, sizeof(Unit) * kDepth * kBlockCols));
     const bool deep = depths.count > 1;
@@ -234,7 +283,6 @@ class CvmmFwd {
         deep ? static_cast<Acc*>(thread_scratch(kSlotC, sizeof(Acc) * kBlockRows * kBlockCols)) : nullptr;
     alignas(64) Acc tile[kMaxRows * kCols];
     const bool from_registers = a.out && !deep && (sums.data ? kOutHoldsSums || !a.dot : kOutHoldsSums);
-    const bool in_place = few && __is_same(T, Unit) && __is_same(TW, Unit) && a.w_stride_h == 1;
     const int64_t panels = ceil_div(width, kCols);
     const Strips strips(rows, kMaxRows);
 
@@ -247,10 +295,8 @@ class CvmmFwd {
       Ahead ahead = ahead_of(
           last ? beyond
                : WeightsBlock{e, n0, width, after, min_of(depths.size(block + 1) * S::kDepth, a.d - after)});
-      const int64_t unpacked = in_place ? width / kCols * kCols : 0;
-      pack_weights<T>(corner + unpacked * a.w_stride_h, a.w_stride_d, a.w_stride_h, depth, width - unpacked,
-                      packed_w + unpacked * units, ahead,
-                      unpacked ? 0 : ahead.lines() * kPackCost / (kPackCost + rows));
+      pack_weights<T>(corner, a.w_stride_d, a.w_stride_h, depth, width, packed_w, ahead,
+                      ahead.lines() * kPackCost / (kPackCost + rows));
       ahead.pace = ceil_div(ahead.lines(), max_of(1, strips.count * panels * ceil_div(units, kAheadSteps)));
       Strip pair[2];
       open_strip(pair[0], begin, strips.size(0), sums);
@@ -290,10 +336,8 @@ class CvmmFwd {
             if (last) prefetch_results(next, i, n0, width, sums);
           }
 
-          const bool here = in_place && full;
           kernel_for<S, kPitch, 1>(strip.rows, columns > kLanes<Acc> ? 2 : 1)(
-              units, packed_x, here ? reinterpret_cast<const Unit*>(corner + n) : packed_w + n * units,
-              here ? a.w_stride_d : kCols, results);
+              units, packed_x, packed_w + n * units, kCols, results);
           if (last && !direct) {
             full ? finish_tile<true>(strip, e, c, n0 + n, columns, sums.data)
                  : finish_tile<false>(strip, e, c, n0 + n, columns, sums.data);
@@ -303,6 +347,82 @@ class CvmmFwd {
         }
       }
     }
+  }
+
+  // As expert_block, for few rows and a row-major W of units, which is read where it lies, as far as possible
+  // in the order of memory: a block of it stays in the first-level cache for all rows, while the next one is
+  // fetched there.
+  void place_block(int64_t e, int64_t next, int64_t begin, int64_t end, int64_t n0, int64_t n1,
+                   int64_t all_rows, const Sums& sums) {
+    Unit* const packed_x = static_cast<Unit*>(thread_scratch(kSlotA, sizeof(Unit) * kPlaceRows * kPitch));
+    Unit* const packed_w = static_cast<Unit*>(thread_scratch(kSlotB, sizeof(Unit) * kDepth * kCols));
+    const int64_t most_columns = min_of(a.h, kPlaceCols);  // not of this call: see expert_block
+    const int64_t pitch = ceil_div(most_columns, kCols) * kCols + kLanes<Acc>;
+    Acc* const waiting = static_cast<Acc*>(thread_scratch(kSlotC, sizeof(Acc) * kPlaceRows * pitch));
+    const int64_t block_bytes = kPlaceBytes << min_of(3, (all_rows - 1) / kMaxRows);
+    int64_t most_units = kDepth;
+    while (most_units > kLeastPlaceUnits && most_units * most_columns * int64_t{sizeof(Unit)} > block_bytes)
+      most_units /= 2;
+    const Strips strips(end - begin, kMaxRows);
+    Strip strip[kPlaceRows / kMaxRows];
+    for (int64_t s = 0; s < strips.count; ++s)
+      open_strip(strip[s], begin + strips.begin(s), strips.size(s), sums);
+    prefetch_rows(next);
+
+    for (int64_t n = n0; n < n1; n += kPlaceCols) {
+      const int64_t width = min_of(n1 - n, kPlaceCols), panels = ceil_div(width, kCols);
+      for (int64_t k = 0; k == 0 || k < a.d; k += most_units) {
+        const int64_t units = min_of(a.d - k, most_units), after = k + units;
+        if (k % kDepth == 0)
+          for (int64_t s = 0; s < strips.count; ++s)
+            for (int i = 0; i < strip[s].rows; ++i) {
+              pack_row(strip[s].x[i] + k, min_of(a.d - k, kDepth), packed_x + (strips.begin(s) + i) * kPitch);
+              if (k == 0) prefetch_results(strip[s], i, n, width, sums);
+            }
+        const TW* const corner = corner_of({e, n, width, k, units});
+        const int64_t whole = width / kCols * kCols;
+        const int64_t later = n + kPlaceCols;
+        WeightsBlock beyond{e, n, width, after, min_of(a.d - after, most_units)};
+        if (after == a.d) {
+          const bool same = later < n1;
+          const int64_t first = same ? later : n0;
+          beyond = {same ? e : next, first, min_of(n1 - first, kPlaceCols), 0, min_of(a.d, most_units)};
+        }
+        Ahead none, ahead = ahead_of(beyond);
+        ahead.first_level = true;
+        ahead.pace = ceil_div(ahead.lines(), max_of(1, strips.count * panels * ceil_div(units, kAheadSteps)));
+        if (whole < width)
+          pack_weights<T>(corner + whole, a.w_stride_d, 1, units, width - whole, packed_w, none, 0);
+        for (int64_t s = 0; s < strips.count; ++s)
+          for (int64_t j = 0; j < width; j += kCols) {
+            Acc* c[kMaxRows];
+            for (int i = 0; i < strip[s].rows; ++i) c[i] = waiting + (strips.begin(s) + i) * pitch + j;
+            Results<Acc> results{c};
+            results.add = k > 0;
+            results.ahead = &ahead;
+            const bool here = j < whole;
+            kernel_for<S, kPitch, 1>(strip[s].rows, width - j > kLanes<Acc> ? 2 : 1)(
+                units, packed_x + strips.begin(s) * kPitch + k % kDepth,
+                here ? reinterpret_cast<const Unit*>(corner + j) : packed_w, here ? a.w_stride_d : kCols,
+                results);
+          }
+      }
+      for (int64_t s = 0; s < strips.count; ++s)
+        for (int64_t j = 0; j < width; j += kGroup) {
+          Acc* c[kMaxRows];
+          for (int i = 0; i < strip[s].rows; ++i) c[i] = waiting + (strips.begin(s) + i) * pitch + j;
+          finish_tile<false>(strip[s], e, c, n + j, min_of(width - j, kGroup), sums.data);
+          if (a.dot) close_dots(strip[s], (n + j) / kGroup);
+        }
+    }
+  }
+
+  // The beginnings of the rows of expert e.
+  void prefetch_rows(int64_t e) const {
+    if (e < q.num_experts)
+      for (int64_t p = q.offsets[e]; p < min_of(q.offsets[e + 1], q.offsets[e] + kDotRows); ++p)
+        prefetch_range(row_of(q.order[p], token_of(q.order[p])),
+                       min_of(a.d * int64_t{sizeof(T)}, kRowBytesAhead));
   }
 
   // As expert_block, by dot products.
@@ -318,11 +438,7 @@ class CvmmFwd {
       pack_row(strip.x[i], a.d, packed_x + i * pitch);
       __builtin_memset(packed_x + i * pitch + units, 0, sizeof(Unit) * (padded - units));
     }
-    if (next < q.num_experts)
-      for (int64_t p = q.offsets[next]; p < min_of(q.offsets[next + 1], q.offsets[next] + kDotRows); ++p)
-        prefetch_range(row_of(q.order[p], token_of(q.order[p])),
-                       min_of(a.d * int64_t{sizeof(T)}, kRowBytesAhead));
-
+    prefetch_rows(next);
     int columns;  // of a call
     const auto kernel = dot_kernel_for<T, TW>(strip.rows, columns);
     const int64_t bytes = columns * a.w_stride_h * int64_t{sizeof(TW)};

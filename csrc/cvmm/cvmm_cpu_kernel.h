@@ -47,18 +47,22 @@ using Step = typename StepOf<T>::type;
 template <class S>
 inline constexpr int kPanel = 2 * kLanes<typename S::Acc>;  // columns of a full panel of B
 
-// Memory that is fetched into the second-level cache piece by piece, while kernels run: rows of `bytes`,
-// `stride` bytes apart. Default: none.
+// Memory that is fetched into the second-level cache, or the first, piece by piece, while kernels run: rows
+// of `bytes`, `stride` bytes apart. Default: none.
 struct Ahead {
   const char* row = nullptr;
   int64_t stride = 0, rows = 0, bytes = 0;
   int64_t at = 0;    // bytes of the first row that were fetched
   int64_t pace = 0;  // lines that a kernel fetches every kAheadSteps steps
+  bool first_level = false;
 
   int64_t lines() const { return rows * ((bytes + 63) / 64); }
   SYSGEN_INLINE void fetch(int64_t count) {
     for (; count > 0 && rows > 0; --count) {
-      __builtin_prefetch(row + at, 0, 2);
+      if (first_level)
+        __builtin_prefetch(row + at, 0, 3);
+      else
+        __builtin_prefetch(row + at, 0, 2);
       at += 64;
       if (at >= bytes) at = 0, row += stride, --rows;
     }

@@ -7,7 +7,7 @@ namespace sysgen::SYSGEN_ISA {
 namespace {
 
 // Scratch slots of a thread.
-enum Slot { kSlotA, kSlotB, kSlotC, kSlotSums, kSlotShared };
+enum Slot { kSlotA, kSlotB, kSlotC, kSlotSums, kSlotShared, kSlotHalves };
 
 // As many threads as have 10 us of work each, by a rough estimate of the machine.
 inline int useful_threads(int threads, int64_t products, int64_t bytes) {
@@ -28,6 +28,17 @@ inline int64_t expert_at(const Routing& q, int64_t p, int64_t from) {
     (q.offsets[middle] <= p ? low : high) = middle;
   }
   return low;
+}
+
+// The border between experts that has about as many routes before it as behind it.
+inline int64_t middle_expert(const int32_t* offsets, int64_t num_experts) {
+  const int64_t sum = int64_t{offsets[0]} + offsets[num_experts];
+  int64_t low = 0, high = num_experts;  // 2 offsets[low] <= sum <= 2 offsets[high]
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (2 * int64_t{offsets[middle]} <= sum ? low : high) = middle;
+  }
+  return sum - 2 * int64_t{offsets[low]} <= 2 * int64_t{offsets[high]} - sum ? low : high;
 }
 
 // Calls f(e, next, begin, end) for each expert with positions of [begin, end) in `order`; next: the expert
