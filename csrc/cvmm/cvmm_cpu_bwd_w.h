@@ -22,7 +22,12 @@ class CvmmBwdW {
     if (a.d == 0 || a.h == 0) return;
     int64_t longest = 0;
     for (int64_t e = 0; e < q.num_experts; ++e) longest = max_of(longest, q.offsets[e + 1] - q.offsets[e]);
-    choose_tile(threads == 1 ? 1 : ceil_div(2 * threads * longest, max_of(routed, 1)));
+    // Each tile gathers its rows again: if one expert has all routes, one tile for each thread where these
+    // are equal, else two.
+    const int64_t all = max_of(routed, 1);
+    choose_tile(threads == 1 ? 1 : ceil_div(threads * longest, all));
+    if (threads > 1 && !(longest == routed && equal_tiles()))
+      choose_tile(ceil_div(2 * threads * longest, all));
     const int64_t tiles_d = ceil_div(a.d, tile_d), tiles_h = ceil_div(a.h, tile_h), tiles = tiles_d * tiles_h;
     const auto tile_of = [&](int64_t task) {
       const int64_t e = task / tiles, i = task % tiles / tiles_h * tile_d, j = task % tiles_h * tile_h;
@@ -86,6 +91,10 @@ class CvmmBwdW {
       else
         break;
     }
+  }
+
+  bool equal_tiles() const {
+    return a.d % tile_d == 0 && a.h % tile_h == 0 && a.d / tile_d * (a.h / tile_h) % threads == 0;
   }
 
   // A matrix too small for a tile to each thread splits its routes instead; by shape only, so that the sums
