@@ -290,18 +290,20 @@ def test_bias_and_masks_of_another_dtype(compiled, dtype):
 # ---- which result, exactly
 
 
-def raw_results(inputs, early_stop=True, **change):
-    """Everything that both registered operations return."""
+def raw_results(inputs, early_stop=True, rows=slice(None), **change):
+    """Everything that both registered operations return, for some rows of the batch."""
     query, key, value, bias, padding, mask = (
         inputs.get(n) for n in ("query", "key", "value", "direction_bias", *MASKS)
     )
     if mask is not None:
         mask = mask.expand(*query.shape[:3], key.shape[2])
     options = raw.Options(query.shape[3] ** -0.5, False, 1e-12, False, False, 0, early_stop)._replace(**change)
-    given = [None if t is None else t.detach() for t in (query, key, value, bias, padding, mask)]
-    out, remainder = raw.geometric_attention_fwd(*given, *options, True)
     g = torch.Generator().manual_seed(1)
-    dout, drem = values(g, out.shape, out.dtype, out.device), values(g, remainder.shape, remainder.dtype, out.device)
+    dout = values(g, query.shape, query.dtype, query.device)
+    drem = values(g, query.shape[:3], accumulator(query.dtype), query.device)
+    given = [None if t is None else t.detach()[rows] for t in (query, key, value, bias, padding, mask)]
+    dout, drem = dout[rows], drem[rows]
+    out, remainder = raw.geometric_attention_fwd(*given, *options, True)
     wanted = bias is not None, mask is not None and mask.is_floating_point()
     return [out, remainder, *raw.geometric_attention_bwd(*given, dout, drem, *options, *wanted)]
 
@@ -340,6 +342,17 @@ def test_the_number_of_threads_changes_no_bit(isa, dtype):
             assert_equal(raw_results(inputs), one)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("padding", [None, "bool"])
+@pytest.mark.parametrize("dtype, width", [(F32, 256), (F32, 250), (torch.float64, 128), (torch.bfloat16, 512)])
+def test_large_batches_of_short_sequences(isa, dtype, width, padding):
+    """From 3 MiB a tensor on, rows are fetched ahead and results written past the caches: the same bits as in parts,
+    whose values the other tests check."""
+    inputs = make_inputs((270, 1, 12, 13, width), dtype, padding=padding, mask=None, layout="contiguous")
+    whole = raw_results(inputs)
+    parts = [raw_results(inputs, rows=slice(i, i + 90)) for i in (0, 90, 180)]
+    assert_equal(whole, [torch.cat(p) for p in zip(*parts, strict=True)])
 
 
 def test_repeats_are_equal(compiled):

@@ -88,42 +88,6 @@ void scores(int64_t depth, const A* packed, int strips, const A* keys, int64_t s
   }
 }
 
-// The same for rows that are not packed: the contraction runs over the lanes, and the sums of as many tiles'
-// lanes as a vector has are added up at once. Writes whole groups of kDotRows rows.
-constexpr int kDotRows = kVectorBytes / 8 < 4 ? 2 : 4;
-
-template <class A>
-void dots(int64_t depth, const A* rows, int64_t row_stride, int64_t num_rows, const A* keys,
-          int64_t key_stride, int64_t num_keys, A* out, int64_t pitch) {
-  constexpr int L = kLanes<A>, R = kDotRows, K = L / R;
-  for (int64_t c = 0; c < num_keys; c += K) {
-    const A* key[K];
-#pragma GCC unroll 8
-    for (int j = 0; j < K; ++j) key[j] = keys + min_of(c + j, num_keys - 1) * key_stride;
-    for (int64_t r = 0; r < num_rows; r += R) {
-      const A* row[R];
-#pragma GCC unroll 4
-      for (int i = 0; i < R; ++i) row[i] = rows + min_of(r + i, num_rows - 1) * row_stride;
-      Vector<A> u[L] = {};
-      for (int64_t k = 0; k < depth; k += L) {
-        Vector<A> x[R];
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) x[i] = load(row[i] + k);
-#pragma GCC unroll 8
-        for (int j = 0; j < K; ++j) {
-          const Vector<A> y = load(key[j] + k);
-#pragma GCC unroll 4
-          for (int i = 0; i < R; ++i) u[j * R + i] += x[i] * y;
-        }
-      }
-      alignas(64) A sums[L];
-      store(sums, sums_of_lanes<A>(u));
-      for (int64_t j = 0; j < min_of(K, num_keys - c); ++j)
-        __builtin_memcpy(out + (c + j) * pitch + r, sums + j * R, sizeof(A) * R);
-    }
-  }
-}
-
 // One factor of a product, a part of the contraction.
 template <class A>
 struct Segment {
@@ -133,13 +97,14 @@ struct Segment {
 };
 
 // Where a product goes: rows of T, each times scale (and scales[row] if given), added to what is there if
-// kAdd.
+// kAdd. past_caches: without kAdd, and rows of aligned whole vectors of T.
 template <class T>
 struct Target {
   T* rows;
   int64_t stride, width;
   Accumulator<T> scale = 1;
   const Accumulator<T>* scales = nullptr;
+  bool past_caches = false;
 };
 
 template <class T, bool kAdd, int kRow, int kDepth, int M, int NV>
@@ -169,6 +134,12 @@ void product_kernel(const Segment<Accumulator<T>>* segments, int count, int64_t 
       const int64_t left = target.width - column - j * L;
       Vector<A> v = u[i][j] * scale;
       if constexpr (kAdd) v += load(row + j * L, left);
+      if constexpr (!kAdd && __is_same(T, A)) {
+        if (target.past_caches) {
+          store_past_caches(row + j * L, v);
+          continue;
+        }
+      }
       store(row + j * L, v, left);
     }
   }

@@ -3,6 +3,7 @@
 // and transposed into panels, [key][row][head]; the products read the transposed weights head by head again.
 #pragma once
 #include "geometric_attention/geometric_attention_cpu_block.h"
+#include "geometric_attention/geometric_attention_cpu_dots.h"
 
 namespace sysgen::SYSGEN_ISA {
 namespace {
@@ -14,6 +15,22 @@ constexpr int64_t kSmallKeys = 64;
 template <class T>
 inline bool is_small(const GeometricAttentionScores& s) {
   return s.queries <= kSmallRows && s.keys <= kSmallKeys && s.batch * s.heads >= 2 * kLanes<Accumulator<T>>;
+}
+
+// From this size of a tensor on, all of them together are not in the caches when they are read: their rows
+// are fetched ahead, and results are written to memory without fetching the lines first.
+constexpr int64_t kFromMemory = 3 << 20;
+
+template <class T>
+inline bool from_memory(const GeometricAttentionScores& s, int64_t rows) {
+  return s.batch * s.heads * rows * s.width * static_cast<int64_t>(sizeof(T)) >= kFromMemory;
+}
+template <class T>
+inline bool past_caches(const GeometricAttentionScores& s, const Heads& x, int64_t rows) {
+  const auto whole = [](int64_t n) { return n % kLanes<T> == 0; };
+  return __is_same(T, Accumulator<T>) && from_memory<T>(s, rows) &&
+         reinterpret_cast<uint64_t>(x.data) % kVectorBytes == 0 && whole(s.width) && whole(x.stride_b) &&
+         whole(x.stride_h) && whole(x.stride_n);
 }
 
 // f(d) for the signed distances of the keys of a row at position p, from near to far, without 0; `close`
@@ -65,10 +82,16 @@ class SmallHeads {
 
   A *raw, *raw_gradients;
   A *weights, *odds, *gradients;
+  Ahead<T> ahead;
   int64_t raw_pitch, offset;
 
   A* raw_of(A* of, int64_t lane) const { return of + lane * raw_pitch; }
   A* at(A* panel, int64_t i, int64_t j) const { return panel + (j * kPanelPitch + i) * L; }
+
+  void add_ahead(const Heads& x, int64_t lane, int64_t rows) {
+    if (lane >= count || !from_memory<T>(s, rows)) return;
+    ahead.add(row_of<T>(x, (first + lane) / s.heads, (first + lane) % s.heads, 0), x.stride_n, rows);
+  }
 
   // <q, k> becomes the scores of a head, -inf for the keys that are hidden from all rows.
   void scores_of(int64_t lane) {
@@ -200,7 +223,7 @@ class SmallHeads {
     const int64_t tiles = ceil_div(s.queries, kDotRows) * ceil_div(num_keys, L / kDotRows);
     if (tiles * (pitch + 4 * L) < packed_cost) {
       const Rows<A> copy = rows_as_sums(rows, stride, s.queries, scratch);
-      dots(pitch, copy.data, copy.stride, s.queries, keys.data, keys.stride, num_keys, to, kSmallRows);
+      dots(ahead, pitch, copy.data, copy.stride, s.queries, keys.data, keys.stride, num_keys, to, kSmallRows);
       return;
     }
     for (int64_t i = 0; i < s.queries; i += kStrips * L) {
@@ -224,7 +247,13 @@ void small_fwd(const GeometricAttentionFwdArgs& a, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const GeometricAttentionScores& s = a.s;
   SmallHeads<T> heads(s, begin, end, false);
-  for (int64_t h = 0; h < heads.count; ++h) heads.scores_of(h);
+  for (int64_t h = 0; h < heads.count; ++h) {
+    heads.ahead.clear();
+    heads.add_ahead(s.q, h + 1, s.queries);
+    heads.add_ahead(s.k, h + 1, s.keys);
+    heads.add_ahead(s.v, h, s.keys);
+    heads.scores_of(h);
+  }
   heads.to_panel(heads.raw, heads.weights);
   for (int64_t i = 0; i < s.queries; ++i) {
     const Vector<A> rem = heads.weigh(i).remaining();
@@ -232,12 +261,15 @@ void small_fwd(const GeometricAttentionFwdArgs& a, int64_t begin, int64_t end) {
       for (int64_t h = 0; h < heads.count; ++h) static_cast<A*>(a.rem)[(begin + h) * s.queries + i] = rem[h];
   }
   heads.from_panel(heads.weights, heads.raw);
+  const bool past = past_caches<T>(s, a.out, s.queries);
   for (int64_t h = 0; h < heads.count; ++h) {
     const Head<T> head(s, begin + h);
     const Segment<A> segment{heads.raw_of(heads.raw, h) + head.begin * kSmallRows, head.v.data, head.keys()};
-    product<false, 1, kSmallRows>(&segment, 1, head.v.stride, s.queries,
-                                  Target<T>{row_of<T>(a.out, head.b, head.h, 0), a.out.stride_n, s.width});
+    product<false, 1, kSmallRows>(
+        &segment, 1, head.v.stride, s.queries,
+        Target<T>{row_of<T>(a.out, head.b, head.h, 0), a.out.stride_n, s.width, 1, nullptr, past});
   }
+  finish_past_caches();
 }
 
 template <class T>
@@ -247,10 +279,22 @@ void small_bwd(const GeometricAttentionBwdArgs& a, int64_t begin, int64_t end) {
   const GeometricAttentionScores& s = a.s;
   SmallHeads<T> heads(s, begin, end, true);
   const int64_t count = heads.count;
-  for (int64_t h = 0; h < count; ++h) heads.scores_of(h);
-  heads.to_panel(heads.raw, heads.weights);
-  for (int64_t h = 0; h < count; ++h) heads.values_of(h, a.dout);
+  // v is not read again: it comes first, and leaves the cache.
+  for (int64_t h = 0; h < count; ++h) {
+    const bool last = h + 1 == count;
+    heads.ahead.clear();
+    heads.add_ahead(last ? s.k : s.v, last ? 0 : h + 1, s.keys);
+    heads.add_ahead(last ? s.q : a.dout, last ? 0 : h + 1, s.queries);
+    heads.values_of(h, a.dout);
+  }
   heads.to_panel(heads.raw, heads.gradients);
+  for (int64_t h = 0; h < count; ++h) {
+    heads.ahead.clear();
+    heads.add_ahead(s.q, h + 1, s.queries);
+    heads.add_ahead(s.k, h + 1, s.keys);
+    heads.scores_of(h);
+  }
+  heads.to_panel(heads.raw, heads.weights);
   for (int64_t i = 0; i < s.queries; ++i) {
     const Survival<A> state = heads.weigh(i);
     V drem = {}, side[2];
@@ -265,6 +309,8 @@ void small_bwd(const GeometricAttentionBwdArgs& a, int64_t begin, int64_t end) {
   }
   heads.from_panel(heads.weights, heads.raw);
   heads.from_panel(heads.gradients, heads.raw_gradients);
+  const bool dq_past = past_caches<T>(s, a.dq, s.queries), dk_past = past_caches<T>(s, a.dk, s.keys),
+             dv_past = past_caches<T>(s, a.dv, s.keys);
   for (int64_t h = 0; h < count; ++h) {
     const Head<T> head(s, begin + h);
     const int64_t from = head.begin * kSmallRows, pitch = Sizes<T>::pitch(s.width);
@@ -280,23 +326,24 @@ void small_bwd(const GeometricAttentionBwdArgs& a, int64_t begin, int64_t end) {
     const Segment<A> of_keys{ds, head.k.data, head.keys()};
     product<false, 1, kSmallRows>(
         &of_keys, 1, head.k.stride, s.queries,
-        Target<T>{row_of<T>(a.dq, head.b, head.h, 0), a.dq.stride_n, s.width, scale});
+        Target<T>{row_of<T>(a.dq, head.b, head.h, 0), a.dq.stride_n, s.width, scale, nullptr, dq_past});
     A* const scratch = static_cast<A*>(thread_scratch(kSlotRows, sizeof(A) * 2 * kSmallRows * pitch));
     const Rows<A> q = heads.rows_as_sums(row_of<T>(s.q, head.b, head.h, 0), s.q.stride_n, s.queries, scratch);
     const Rows<A> dout = heads.rows_as_sums(row_of<T>(a.dout, head.b, head.h, 0), a.dout.stride_n, s.queries,
                                             scratch + kSmallRows * pitch);
     const Segment<A> of_q{ds, q.data, s.queries}, of_dout{weights, dout.data, s.queries};
-    product<false, kSmallRows, 1>(
-        &of_q, 1, q.stride, head.keys(),
-        Target<T>{row_of<T>(a.dk, head.b, head.h, head.begin), a.dk.stride_n, s.width, scale});
+    product<false, kSmallRows, 1>(&of_q, 1, q.stride, head.keys(),
+                                  Target<T>{row_of<T>(a.dk, head.b, head.h, head.begin), a.dk.stride_n,
+                                            s.width, scale, nullptr, dk_past});
     product<false, kSmallRows, 1>(
         &of_dout, 1, dout.stride, head.keys(),
-        Target<T>{row_of<T>(a.dv, head.b, head.h, head.begin), a.dv.stride_n, s.width});
+        Target<T>{row_of<T>(a.dv, head.b, head.h, head.begin), a.dv.stride_n, s.width, 1, nullptr, dv_past});
     for (int64_t j = 0; j < s.keys; ++j)
       if (j < head.begin || j >= head.end || (head.hidden && head.hidden[j]))
         for (int n = 0; n < 2; ++n)
           __builtin_memset(row_of<T>(n == 0 ? a.dk : a.dv, head.b, head.h, j), 0, sizeof(T) * s.width);
   }
+  finish_past_caches();
 }
 
 }  // namespace
