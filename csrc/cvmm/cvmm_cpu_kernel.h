@@ -57,12 +57,10 @@ struct Ahead {
   bool first_level = false;
 
   int64_t lines() const { return rows * ((bytes + 63) / 64); }
+  template <int kLocality = 2>  // 2: into the second-level cache, 3: into the first
   SYSGEN_INLINE void fetch(int64_t count) {
     for (; count > 0 && rows > 0; --count) {
-      if (first_level)
-        __builtin_prefetch(row + at, 0, 3);
-      else
-        __builtin_prefetch(row + at, 0, 2);
+      __builtin_prefetch(row + at, 0, kLocality);
       at += 64;
       if (at >= bytes) at = 0, row += stride, --rows;
     }
@@ -101,7 +99,10 @@ void cvmm_kernel(int64_t depth, const typename S::Unit* a, const typename S::Uni
   for (int64_t k = 0; k < depth;) {
     int64_t stop = depth;
     if (results.ahead) {
-      results.ahead->fetch(results.ahead->pace);
+      if (results.ahead->first_level)
+        results.ahead->template fetch<3>(results.ahead->pace);
+      else
+        results.ahead->fetch(results.ahead->pace);
       stop = k + kAheadSteps < depth ? k + kAheadSteps : depth;
     }
     for (; k < stop; ++k, a += kDepthStride, b += ldb) {
