@@ -6,7 +6,9 @@ from ._load import core
 
 _poison = False
 _keep = True
-FRESH = 32 << 20  # bytes from which on the C library always takes memory from the system, and gives it back
+# Bytes from which on the C library may take memory from the system for every result, and give it back: always from 32
+# MiB on, below that depending on what else was freed.
+FRESH = 4 << 20
 _DLPACK = {
     torch.float64: (2, 64),
     torch.float32: (2, 32),

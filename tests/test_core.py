@@ -90,12 +90,15 @@ def test_what_it_cannot_take(call, error, message):
         call()
 
 
+LARGE = 32 << 20  # eight of them are kept
+
+
 def test_memory_of_large_results_is_kept_for_the_next():
     """A tensor gives its block back when it is freed, the next of about that size gets it, and 256 MiB stay at most."""
     sysgen.empty_cache()
     before = torch.empty(0)
 
-    def large(numel=_alloc.FRESH // 4, **options):
+    def large(numel=LARGE // 4, **options):
         return _alloc.empty(before, (numel,), **options)
 
     first, second = large(), large()
@@ -105,16 +108,16 @@ def test_memory_of_large_results_is_kept_for_the_next():
     del first, second
     assert large().data_ptr() in at - {view.data_ptr() - 20}, "the block of `first` is in use"
     del view
-    third = [large(_alloc.FRESH // 8, dtype=torch.float64), large(_alloc.FRESH // 4 + 1)]
-    assert third[0].data_ptr() in at and third[0].dtype == torch.float64 and third[1].shape == (_alloc.FRESH // 4 + 1,)
-    strided = _alloc.empty(before, (4, _alloc.FRESH // 16), strides=(1, 4))
-    assert strided.stride() == (1, 4) and strided.fill_(3).sum() == 3 * _alloc.FRESH // 4
+    third = [large(LARGE // 8, dtype=torch.float64), large(LARGE // 4 + 1)]
+    assert third[0].data_ptr() in at and third[0].dtype == torch.float64 and third[1].shape == (LARGE // 4 + 1,)
+    strided = _alloc.empty(before, (4, LARGE // 16), strides=(1, 4))
+    assert strided.stride() == (1, 4) and strided.fill_(3).sum() == 3 * LARGE // 4
     del strided, third
     many = [large() for _ in range(10)]
     del many
     released = core.release_kept_blocks()
-    assert 6 * _alloc.FRESH < released <= 8 * _alloc.FRESH and core.release_kept_blocks() == 0
-    huge = large(9 * _alloc.FRESH // 4)
+    assert 6 * LARGE < released <= 8 * LARGE and core.release_kept_blocks() == 0
+    huge = large(9 * LARGE // 4)
     del huge
     assert core.release_kept_blocks() == 0
 
@@ -126,6 +129,6 @@ def test_large_results_cost_few_page_faults():
     if resource.getpagesize() != 4096:
         pytest.skip("counted for pages of 4 KiB")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    out = _alloc.empty(torch.empty(0), (2 * _alloc.FRESH // 4,)).fill_(1)
+    out = _alloc.empty(torch.empty(0), (2 * LARGE // 4,)).fill_(1)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert out[-1] == 1 and faults < out.nbytes / 4096 / 4, "16384 pages"

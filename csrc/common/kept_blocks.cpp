@@ -19,10 +19,10 @@ struct Block {
   std::size_t size;
 };
 
-// The oldest first. A handful: each is at least as large as results that come here.
+// The oldest first. Few: each is at least as large as results that come here.
 struct Kept {
   std::mutex mutex;
-  std::array<Block, 16> blocks;
+  std::array<Block, 64> blocks;
   std::size_t count = 0, bytes = 0;
 
   Block remove(std::size_t i) {
