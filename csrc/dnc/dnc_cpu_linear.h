@@ -28,13 +28,18 @@ struct Weight {
   static int64_t packed_numel(int64_t columns, int64_t k) { return padded<A>(columns) * k; }
 };
 
-// weight [columns][k]
 template <class A>
-Weight<A> pack_weight(const A* weight, int64_t columns, int64_t k, int threads, A* to) {
+Weight<A> pack_weight(const Weight<A>& from, int threads, A* to) {
   constexpr int64_t kWide = kStripVectors * kLanes<A>;
+  const int64_t columns = from.columns, k = from.k;
   for_each_task(ceil_div(columns, kWide), columns * k < 100000 ? 1 : threads, [&](int64_t strip) {
-    const int64_t first = strip * kWide, wide = min_of(kWide, padded<A>(columns - first));
-    transpose_rows(weight + first * k, k, min_of(wide, columns - first), k, to + first * k, wide);
+    const int64_t first = strip * kWide, n = min_of(kWide, columns - first), wide = padded<A>(n);
+    A* const rows = to + first * k;
+    if (from.lies == Lies::by_column) return transpose_rows(from.data + first * k, k, n, k, rows, wide);
+    for (int64_t i = 0; i < k; ++i) {
+      copy(rows + i * wide, from.data + i * columns + first, n);
+      clear(rows + i * wide + n, wide - n);
+    }
   });
   return {to, columns, k, Lies::packed};
 }

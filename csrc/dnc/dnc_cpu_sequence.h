@@ -59,7 +59,8 @@ struct NoWeights {
 };
 
 // The weights of a pass, packed behind `carver` if the steps of a share use them often. Backward multiplies
-// with the transposes of `hidden` and `reads`, and with `interface_t` besides: each lies by rows as it is.
+// with the transposes of `hidden` and `reads`, and with `interface_t` besides: as they are, each lies by
+// rows.
 template <class A>
 struct SequenceWeights {
   Weight<A> hidden, reads, interface, interface_t;
@@ -68,21 +69,22 @@ struct SequenceWeights {
   SequenceWeights(const F& f, const W& w, bool backward, int64_t share, int threads, Carver<A>& carver) {
     const auto& s = f.s;
     const int64_t h = s.hidden, words = s.reads * s.width, size = f.at.size;
-    const auto by_column = [&](const void* weight, int64_t columns, int64_t k, int64_t uses) {
-      if (uses < kUsesToPack) return Weight<A>{in<A>(weight), columns, k, Lies::by_column};
+    const auto weight = [&](const void* data, int64_t columns, int64_t k, Lies lies, int64_t uses) {
+      const Weight<A> as_is{in<A>(data), columns, k, lies};
+      if (uses < kUsesToPack) return as_is;
       A* const to = carver.take(Weight<A>::packed_numel(columns, k));
-      return to ? pack_weight(in<A>(weight), columns, k, threads, to) : Weight<A>{};
+      return to ? pack_weight(as_is, threads, to) : Weight<A>{};
     };
+    const int64_t uses = s.steps * ceil_div(share, kRowsOfBlock);
     if (backward) {
-      hidden = {in<A>(w.hidden), h, 4 * h, Lies::by_row};
-      reads = {in<A>(w.reads), words, 4 * h, Lies::by_row};
-      interface = by_column(w.interface, size, h, ceil_div(s.steps * share, kRowsOfBlock));
-      interface_t = {in<A>(w.interface), h, size, Lies::by_row};
+      hidden = weight(w.hidden, h, 4 * h, Lies::by_row, uses);
+      reads = weight(w.reads, words, 4 * h, Lies::by_row, uses);
+      interface = weight(w.interface, size, h, Lies::by_column, ceil_div(s.steps * share, kRowsOfBlock));
+      interface_t = weight(w.interface, h, size, Lies::by_row, uses);
     } else {
-      const int64_t uses = s.steps * ceil_div(share, kRowsOfBlock);
-      hidden = by_column(w.hidden, 4 * h, h, uses);
-      reads = by_column(w.reads, 4 * h, words, uses);
-      interface = by_column(w.interface, size, h, uses);
+      hidden = weight(w.hidden, 4 * h, h, Lies::by_column, uses);
+      reads = weight(w.reads, 4 * h, words, Lies::by_column, uses);
+      interface = weight(w.interface, size, h, Lies::by_column, uses);
     }
   }
 
