@@ -2,11 +2,11 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..ops._geometric_attention_checks import check_flag, check_q_offset
 from . import _checks, maps
 from ._dropout import dropout
-from ._linear import apply, linear
 
 
 class MultiheadBase(nn.Module):
@@ -73,7 +73,7 @@ class MultiheadBase(nn.Module):
         out, weights = self.attend(q, k, v, extra, masks, need_weights or collect)
         if collect:
             maps.record(self, "attention", weights)
-        out = self._from_batch(apply(self.out_proj, out.transpose(1, 2).flatten(2)), batched)
+        out = self._from_batch(self.out_proj(out.transpose(1, 2).flatten(2)), batched)
         if not need_weights:
             return out, None
         if average_attn_weights:
@@ -89,15 +89,15 @@ class MultiheadBase(nn.Module):
             if bias is not None:
                 kv_bias = self.in_proj_weight.new_zeros(2 * e) if kv_bias is None else kv_bias
                 bias = torch.cat((bias, kv_bias))
-            parts = linear(query, torch.cat((weight, kv_weight)), bias).split((e, rows - e, e, e), -1)
+            parts = F.linear(query, torch.cat((weight, kv_weight)), bias).split((e, rows - e, e, e), -1)
             q, extra, k, v = parts
         else:
-            q, extra = linear(query, weight, bias).split((e, rows - e), -1)
+            q, extra = F.linear(query, weight, bias).split((e, rows - e), -1)
             if shared:
-                k, v = linear(key, kv_weight, kv_bias).chunk(2, -1)
+                k, v = F.linear(key, kv_weight, kv_bias).chunk(2, -1)
             else:
                 b_k, b_v = (None, None) if kv_bias is None else kv_bias.chunk(2)
-                k, v = linear(key, kv_weight[:e], b_k), linear(value, kv_weight[e:], b_v)
+                k, v = F.linear(key, kv_weight[:e], b_k), F.linear(value, kv_weight[e:], b_v)
         return *(t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v)), extra
 
     def _drop(self, t):

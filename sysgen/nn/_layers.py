@@ -2,6 +2,7 @@
 
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks
 from ._dropout import dropout
@@ -29,6 +30,12 @@ def hidden(layer, linear, x, p):
     if layer.activation == "relu":
         return dropout(linear(x), p, layer.training).relu_()
     return dropout(ACTIVATIONS[layer.activation](linear(x)), p, layer.training)
+
+
+def hooked(module):
+    """Whether somebody has asked to be called with the module, or calls something else in its place."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own or _has_any_global_hook() or "forward" in module.__dict__)
 
 
 def reset_feedforward(linear1, linear2, activation):

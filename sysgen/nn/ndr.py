@@ -7,8 +7,7 @@ from .._library import autocast_dtype
 from ..ops._gated_update import Options, Parameters, gated_update
 from . import _checks, maps
 from ._dropout import dropout
-from ._layers import check_layer, hidden, self_attention
-from ._linear import hooked
+from ._layers import check_layer, hidden, hooked, self_attention
 
 UPDATES = ("norm", "tanh", "residual_norm")
 

@@ -12,7 +12,6 @@ import torch
 from .._alloc import empty
 from .._library import define_op
 from .._load import core
-from ._products import one_expert, outer, product
 
 STREAMS = {"attended": 1, "hidden": 2, "gate": 3}
 
@@ -94,12 +93,11 @@ def _fwd(x, attended, *rest):
     norm1 = (p.norm1_weight, p.norm1_bias, o.norm1_eps)
     core.gated_update_attended_fwd(x, attended, *norm1, seed, o.attended_rate, a, stats1, threads)
     weight, bias = _first_layers(p)
-    route = one_expert(len(x))
-    product(a, weight.t(), route, h)
+    torch.mm(a, weight.t(), out=h)
     core.gated_update_hidden_fwd(h, bias, seed, o.hidden_rate, threads)
     of_update, of_gate = h.split((len(p.linear1_weight), len(p.gate1_weight)), 1)
-    product(of_update, p.linear2_weight.t(), route, u)
-    product(of_gate, p.gate2_weight.t(), route, z)
+    torch.mm(of_update, p.linear2_weight.t(), out=u)
+    torch.mm(of_gate, p.gate2_weight.t(), out=z)
     last = (u, z, p.linear2_bias, p.gate2_bias, p.norm2_weight, p.norm2_bias, o.norm2_eps)
     core.gated_update_gate_fwd(x, *last, seed, o.gate_rate, y, stats2, threads)
     return outputs
@@ -126,7 +124,6 @@ gated_update_fwd = define_op(
 def _bwd(dy, x, attended, a, h, u, stats1, stats2, z, *rest):
     p, seed, o = _split(rest)
     threads, (rows, width) = torch.get_num_threads(), x.shape
-    route = one_expert(rows)
     segments, sizes = core.gated_update_segments(rows), (len(p.linear1_weight), len(p.gate1_weight))
 
     def sums(kinds, columns=width):
@@ -140,13 +137,13 @@ def _bwd(dy, x, attended, a, h, u, stats1, stats2, z, *rest):
 
     (h_update, h_gate), dh = h.split(sizes, 1), empty(x, h.shape)
     for d, weight, out in zip((du, dz), (p.linear2_weight, p.gate2_weight), dh.split(sizes, 1)):
-        product(d, weight, route, out)
-    dlinear2_weight, dgate2_weight = outer(du, h_update, route), outer(dz, h_gate, route)
+        torch.mm(d, weight, out=out)
+    dlinear2_weight, dgate2_weight = du.t() @ h_update, dz.t() @ h_gate
     of_hidden = sums(1, h.shape[1])
     core.gated_update_hidden_bwd(h, seed, o.hidden_rate, dh, of_hidden, threads)
 
-    da = product(dh, _first_layers(p)[0], route, du)  # whose memory is free again
-    dfirst_weight, dfirst_bias = outer(dh, a, route), of_hidden.sum((0, 1))
+    da = torch.mm(dh, _first_layers(p)[0], out=du)  # whose memory is free again
+    dfirst_weight, dfirst_bias = dh.t() @ a, of_hidden.sum((0, 1))
     of_norm1 = sums(2)
     norm1 = (p.norm1_weight, p.norm1_bias, o.norm1_eps)
     core.gated_update_attended_bwd(
