@@ -129,7 +129,12 @@ struct Run {
 
     NtmBwdArgs b{};
     b.s = s;
-    b.w = {w_hidden_t.data(), w_reads_t.data(), w[2].data(), w_interface_t.data(), w[3].data()};
+    b.w = f.w;
+    if (!cpu) {
+      b.w.hidden = w_hidden_t.data();
+      b.w.reads = w_reads_t.data();
+      b.w.interface_t = w_interface_t.data();
+    }
     b.gates = gates.data();
     b.h_out = h_out.data();
     b.reads_out = reads_out.data();
