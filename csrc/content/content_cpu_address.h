@@ -43,7 +43,7 @@ class Addressed {
     A* const tile = static_cast<A*>(thread_scratch(kSlotTile, sizeof(A) * L * padded<A>(s.width)));
     const A* const memory = block.of(a.memory, s, b, s.width);
     for (int64_t i = 0; i < block.rows; i += L) {
-      transpose_rows(memory + i * s.width, block.rows - i, s.width, tile);
+      transpose_rows(memory + i * s.width, s.width, min_of(L, block.rows - i), s.width, tile, L);
       by_heads(s.heads, [&]<int HEADS>(int64_t first) {
         content_scores<HEADS>(content, sizes, first, block.first + i,
                               [&](int64_t w) { return load(tile + w * L); });

@@ -54,19 +54,6 @@ void for_each_block(const MemorySizes& s, int threads, const F& f) {
                 [&](int64_t i) SYSGEN_ONE_COPY { f(Block<A>(s, i)); });
 }
 
-// tile[w][lane] = row `lane`, of which there are at most as many as lanes; missing ones are 0. The tile has
-// room for whole vectors of words.
-template <class A>
-void transpose_rows(const A* from, int64_t rows, int64_t width, A* tile) {
-  constexpr int L = kLanes<A>;
-  each_vector<A>(width, [&](int64_t w, int64_t lanes) SYSGEN_INLINE {
-    Vector<A> v[L];
-    for (int i = 0; i < L; ++i) v[i] = i < rows ? load(from + i * width + w, lanes) : Vector<A>{};
-    transpose<A>(v);
-    for (int i = 0; i < L; ++i) store(tile + (w + i) * L, v[i]);
-  });
-}
-
 // sum[i] = the sum of blocks[..][i] in their order.
 template <class A>
 void sum_blocks(const A* blocks, int64_t count, int64_t size, A* sum) {
